@@ -1,0 +1,107 @@
+"""Canonical JSON: RFC 8785 (JCS) without floats. Pure; stdlib only.
+
+Values are null, booleans, strings, lists, objects with string keys, and integers within
++-(2^53 - 1) (RFC 8785 section 3.2.2.3 and I-JSON, RFC 7493 section 2.2). Amounts travel as
+decimal strings, so no float is ever needed and none is accepted. Object keys are ordered by
+UTF-16 code unit (section 3.2.3). `tests/property/test_canonical.py` holds this module against
+the `rfc8785` package.
+
+Received bytes are verified as they came: `parse_canonical` refuses what is not canonical and
+repairs nothing.
+"""
+
+import json
+from typing import Any, NoReturn
+
+from ledger.errors import InvalidEvent
+
+MAX_SAFE_INTEGER = 2**53 - 1
+MAX_DEPTH = 32
+
+
+def canonical_json(value: Any) -> bytes:
+    """Serialise `value` to its one canonical form.
+
+    Raises InvalidEvent for a float, an integer beyond 2^53 - 1, a key that is no string, a lone
+    surrogate, or nesting deeper than MAX_DEPTH.
+    """
+    _check(value, 0)
+    try:
+        return _dump(value).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidEvent("a string holds a lone surrogate; send valid Unicode") from error
+
+
+def parse_canonical(data: bytes) -> Any:
+    """The value of `data`, which must be canonical JSON to the byte; InvalidEvent otherwise."""
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            parse_float=_no_float,
+            parse_constant=_no_float,
+            parse_int=_integer,
+        )
+    except InvalidEvent:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InvalidEvent(f"not JSON in UTF-8: {error}; send RFC 8785 canonical JSON") from error
+    if canonical_json(value) != data:
+        raise InvalidEvent(
+            "the JSON is not canonical (RFC 8785): keys ordered by UTF-16 code unit, no spaces, "
+            "no repeated keys, shortest escapes; serialise it again and sign those bytes"
+        )
+    return value
+
+
+def _dump(value: Any) -> str:
+    if isinstance(value, dict):
+        members = (f"{_string(k)}:{_dump(value[k])}" for k in sorted(value, key=_utf16))
+        return "{" + ",".join(members) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_dump, value)) + "]"
+    if isinstance(value, str):
+        return _string(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _string(text: str) -> str:
+    # json.dumps escapes just what RFC 8785 section 3.2.2.2 asks for when ensure_ascii is off.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be", "surrogatepass")
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise InvalidEvent(f"nested deeper than MAX_DEPTH = {MAX_DEPTH}")
+    if isinstance(value, dict):
+        for key, member in value.items():
+            if not isinstance(key, str):
+                raise InvalidEvent(f"object keys are strings, not {type(key).__name__}")
+            _check(member, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item, depth + 1)
+    elif isinstance(value, bool) or value is None or isinstance(value, str):
+        return
+    elif isinstance(value, int):
+        if abs(value) > MAX_SAFE_INTEGER:
+            raise InvalidEvent("an integer is beyond 2^53 - 1; write amounts as decimal strings")
+    else:
+        raise InvalidEvent(f"{type(value).__name__} has no canonical form; use strings or integers")
+
+
+def _integer(text: str) -> int:
+    if len(text) > 17:
+        raise InvalidEvent("an integer is beyond 2^53 - 1; write amounts as decimal strings")
+    return int(text)
+
+
+def _no_float(text: str) -> NoReturn:
+    raise InvalidEvent(f"{text[:40]} is a float; amounts are decimal strings, counts are integers")
