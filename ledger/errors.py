@@ -28,6 +28,7 @@ A message says what was wrong, what was expected and what to do. `status`, `exit
 Our own mistakes are assertions, never one of these.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -45,7 +46,7 @@ class LedgerError(Exception):
 
     @property
     def slug(self) -> str:
-        """Kebab-case name of the class: the last segment of a problem's `type` URI."""
+        """Kebab-case class name: the last segment of a problem's `type` URI."""
         name = type(self).__name__
         return "".join(
             "-" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name)

@@ -41,9 +41,7 @@ def parse_open(text: str) -> int:
     """Base units from a person's decimal OPEN, such as `0.25`; InvalidEvent beyond 18 decimals."""
     match = re.fullmatch(r"([0-9]{1,40})(?:\.([0-9]{1,18}))?", text.strip())
     if not match:
-        raise InvalidEvent(
-            f"{text[:60]!r} is no OPEN amount; write digits with at most 18 decimals"
-        )
+        raise InvalidEvent(f"{text[:60]!r} is no OPEN amount: digits, at most 18 decimals")
     return int(match[1]) * WEI_PER_OPEN + int((match[2] or "").ljust(18, "0") or 0)
 
 

@@ -1,0 +1,149 @@
+"""What the inner rooms ask of engines. Implementations live in `store`, `chain` and `workers`;
+only `bootstrap` knows which one it hands out. Every port is small, and one contract suite per port
+runs against each implementation."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+class Clock(Protocol):
+    """Microseconds since 1970, UTC."""
+
+    def __call__(self) -> int: ...
+
+
+class EntryLog(Protocol):
+    """The event store read as a log: dense indexes from 0, never rewritten."""
+
+    def size(self) -> int: ...
+
+    def entries(self, start: int, stop: int) -> list[bytes]:
+        """Entry bytes of indexes [start, stop), fewer where the log ends sooner."""
+        ...
+
+    def leaf_hashes(self, start: int, stop: int) -> list[bytes]:
+        """Stored 32-byte leaf hashes of indexes [start, stop)."""
+        ...
+
+    def index_of(self, event_id: str) -> int | None:
+        """Leaf index of the event with that id, or None."""
+        ...
+
+    def wait(self, size: int, timeout_s: float) -> int:
+        """Block until the log is longer than `size` or the time is over; the size then."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCheckpoint:
+    """A checkpoint this log has signed. `note` is the whole signed note (C2SP signed-note)."""
+
+    size: int
+    root: bytes
+    note: bytes
+    signed_at: int
+
+
+class TileStore(Protocol):
+    """Tiles and checkpoints. A tile (level, n) holds up to 256 hashes of 32 bytes, back to back.
+
+    `publish` stores tiles and checkpoint in one transaction and refuses (Conflict) when the
+    newest stored checkpoint is not `expected_size`, or is larger than the new one: two
+    sequencers can never fork the log.
+    """
+
+    def tile(self, level: int, n: int) -> bytes | None: ...
+
+    def tiles(self, wanted: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], bytes]: ...
+
+    def latest(self) -> StoredCheckpoint | None: ...
+
+    def checkpoint(self, size: int) -> StoredCheckpoint | None: ...
+
+    def publish(
+        self,
+        tiles: Mapping[tuple[int, int], bytes],
+        checkpoint: StoredCheckpoint,
+        *,
+        expected_size: int,
+    ) -> None: ...
+
+    def sequencer_lock(self) -> AbstractContextManager[bool]:
+        """Held by at most one process; yields whether it was obtained (no waiting)."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Content-addressed bytes: the name is the lower-case hex SHA-256."""
+
+    def put(self, data: bytes) -> str: ...
+
+    def get(self, sha256: str) -> bytes:
+        """Raises NotFound, or StorageError when the bytes no longer match their name."""
+        ...
+
+    def has(self, sha256: str) -> bool: ...
+
+
+class Rows(Protocol):
+    """What a fold may touch: rows by table and primary key. Amounts are Python ints."""
+
+    def get(self, table: str, key: Key) -> Row | None: ...
+
+    def put(self, table: str, key: Key, row: Row) -> None:
+        """Insert or replace the row; `row` holds the non-key columns."""
+        ...
+
+    def delete(self, table: str, key: Key) -> None: ...
+
+    def scan(self, table: str, prefix: Key = ()) -> Iterator[tuple[Key, Row]]:
+        """Rows whose key starts with `prefix`, in key order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest:
+    """One generation for the serving engine. `adapter` is None for the base model itself."""
+
+    request_id: str
+    adapter: str | None
+    messages: Sequence[Mapping[str, str]]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatDelta:
+    """A piece of an answer. The last one has `finish_reason` ('stop' or 'length') and counts."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ServingEngine(Protocol):
+    """OpenLoRA behind the API."""
+
+    async def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int: ...
+
+    def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta]: ...
+
+    async def cancel(self, request_id: str) -> None: ...
+
+    async def stats(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Section:
+    """Proof, captured at commit time, that an EVM block holds (size, root). JSON-able."""
+
+    value: Mapping[str, Any] = field(default_factory=dict)
