@@ -47,10 +47,7 @@ class LedgerError(Exception):
     @property
     def slug(self) -> str:
         """Kebab-case class name: the last segment of a problem's `type` URI."""
-        name = type(self).__name__
-        return "".join(
-            "-" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name)
-        )
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", type(self).__name__).lower()
 
 
 class InvalidEvent(LedgerError):
