@@ -2,9 +2,9 @@
 
 An account is (owner, bucket). Owners are actors, or the ledger's own: `world` (money outside),
 `protocol`, `pool` (contributor shares that wait for attribution), `unattributed`. Buckets of an
-actor: `prepaid` (a consumer's), `accrued` -> `held` (a payout root waits for its challenge window)
--> `available` (claimable on chain) -> `paid` (what the chain shows). The postings of every event sum
-to zero, and only `world` may go below zero.
+actor: `prepaid` (a consumer's), `accrued` -> `held` (a payout root waits for its challenge
+window) -> `available` (claimable on chain) -> `paid` (what the chain shows). The postings of every
+event sum to zero, and only `world` may go below zero.
 
 Postings that depend on earlier events take what they need as arguments: the pool of the inference,
 the lines of the period. The caller (a fold) keeps those rows; a replay gives the same postings.

@@ -1,9 +1,10 @@
 """Rows of a contribution and their commitment. Pure.
 
-A row is `{"completion","prompt","salt"}`, all strings; the salt is 16 random bytes in hex and keeps
-a hash from being guessed. Its leaf is SHA-256(0x00 || canonical JSON), and the contribution's
-`rows_root` is the RFC 9162 section 2.1.1 tree over them in order, so a contributor can prove one row
-without showing the others. The rows travel as one blob, canonical JSON `{"rows":[...]}`.
+A row is `{"completion","prompt","salt"}`, all strings; the salt is 16 random bytes in hex and
+keeps a hash from being guessed. Its leaf is SHA-256(0x00 || canonical JSON), and the
+contribution's `rows_root` is the RFC 9162 section 2.1.1 tree over them in order, so a contributor
+can prove one row without showing the others. The rows travel as one blob, canonical JSON
+`{"rows":[...]}`.
 """
 
 from collections.abc import Mapping, Sequence

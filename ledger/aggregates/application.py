@@ -1,0 +1,191 @@
+"""The application: the one way into the ledger.
+
+`append` takes signed envelope bytes, checks signature and body, asks the event's aggregate whether
+it may happen next, and stores it. Several envelopes given together are stored together or not at
+all. Facts outside the ledger (is the rows blob there, did the EVM key sign) are checked by `gates`
+that the bootstrap hands in, by event type.
+
+Concurrency: two writers that decide on the same version of a stream collide on the store's unique
+key; the loser reloads and decides again, at most MAX_DECISIONS times.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from eventsourcing.application import AggregateNotFoundError, Application
+from eventsourcing.persistence import IntegrityError, PersistenceError
+
+from ledger.aggregates.base import (
+    A,
+    Aggregate,
+    EnvelopeMapper,
+    Recorded,
+    stream_key,
+    stream_of_event,
+)
+from ledger.aggregates.datanets import Contribution, Datanet
+from ledger.aggregates.governance import Governance, Identity
+from ledger.aggregates.inferences import Account, Inference
+from ledger.aggregates.periods import Anchors, Claims, Periods
+from ledger.aggregates.runs import Adapter, Run
+from ledger.domain.envelope import Envelope, parse_envelope
+from ledger.domain.events import CATALOGUE, check_body
+from ledger.errors import Conflict, InvalidEvent, NotFound, PaymentRequired, StorageError
+
+MAX_DECISIONS = 8
+MAX_EVENTS_PER_APPEND = 500
+MAX_CLOCK_SKEW_US = 300 * 1_000_000
+CACHED_AGGREGATES = 10_000
+
+Gate = Callable[[Envelope], None]
+
+_CLASSES: tuple[type[Aggregate], ...] = (
+    Governance, Identity, Datanet, Contribution, Run, Adapter,
+    Inference, Account, Periods, Claims, Anchors,
+)  # fmt: skip
+AGGREGATES: Mapping[str, type[Aggregate]] = {cls.kind: cls for cls in _CLASSES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appended:
+    """Where an event stands now. `index` is its leaf index in the log."""
+
+    index: int
+    envelope: Envelope
+
+
+class Ledger(Application[UUID]):
+    """`env` configures the `eventsourcing` infrastructure (which recorder, which database)."""
+
+    def __init__(
+        self,
+        *,
+        log: str,
+        operator: str,
+        clock: Callable[[], int],
+        index_of: Callable[[str], int | None],
+        gates: Mapping[str, Gate] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        # Aggregates are immutable, so the cache hands them out without copying.
+        settings = {
+            "AGGREGATE_CACHE_MAXSIZE": str(CACHED_AGGREGATES),
+            "DEEPCOPY_FROM_AGGREGATE_CACHE": "n",
+            **(env or {}),
+        }
+        super().__init__(settings)
+        self.log_origin = log
+        self.operator = operator
+        self._clock = clock
+        self._index_of = index_of
+        self._gates = dict(gates or {})
+
+    def construct_mapper(self) -> EnvelopeMapper:
+        return EnvelopeMapper(AGGREGATES)
+
+    def append(self, raw: bytes) -> Appended:
+        """Verify, decide and store one event. Raises InvalidEvent, Forbidden, NotFound, Conflict,
+        PaymentRequired, Backpressure or StorageError; then nothing was stored."""
+        return self.append_all([raw])[0]
+
+    def append_all(self, raws: Sequence[bytes]) -> list[Appended]:
+        """The same for several events that must be stored together, in this order."""
+        if not 0 < len(raws) <= MAX_EVENTS_PER_APPEND:
+            raise InvalidEvent(f"append 1 to {MAX_EVENTS_PER_APPEND} events at a time")
+        events = [self._check(raw) for raw in raws]
+        for _ in range(MAX_DECISIONS):
+            try:
+                return self._store(events)
+            except IntegrityError as error:
+                # Either another writer was quicker on a stream: decide again on its new state.
+                # Or an event id is taken: deciding again cannot help.
+                self._refuse_replays(events, error)
+            except (Conflict, PaymentRequired) as error:
+                # A repeated event often fails another rule first; say that it is a repetition.
+                self._refuse_replays(events, error)
+                raise
+            except PersistenceError as error:
+                raise StorageError(f"the event store failed: {error}; retry") from error
+        raise Conflict("other writers kept changing the same things; reload and try again")
+
+    def load(self, cls: type[A], *parts: object) -> A | None:
+        """The present state of an aggregate, or None."""
+        return _World(self, self.log_origin, self.operator).find(cls, *parts)
+
+    def need(self, cls: type[A], *parts: object) -> A:
+        found = self.load(cls, *parts)
+        if found is None:
+            raise NotFound(f"no {cls.kind} {' '.join(map(str, parts))} is recorded in this ledger")
+        return found
+
+    def _check(self, raw: bytes) -> Envelope:
+        event = parse_envelope(raw, log=self.log_origin)
+        check_body(event.type, event.body)
+        if event.at > self._clock() + MAX_CLOCK_SKEW_US:
+            raise InvalidEvent("at lies in the future; set the signer's clock", field="at")
+        gate = self._gates.get(event.type)
+        if gate:
+            gate(event)
+        return event
+
+    def _store(self, events: Sequence[Envelope]) -> list[Appended]:
+        world = _World(self, self.log_origin, self.operator)
+        pending = [world.apply(event) for event in events]
+        recordings = self.save(*pending)
+        return [
+            Appended(index=int(recording.notification.id) - 1, envelope=event)
+            for recording, event in zip(recordings, events, strict=True)
+        ]
+
+    def _refuse_replays(self, events: Sequence[Envelope], cause: Exception) -> None:
+        for event in events:
+            index = self._index_of(str(event.id))
+            if index is not None:
+                raise Conflict(
+                    f"event {event.id} is recorded already, at index {index}",
+                    replayed=str(event.id),
+                    index=index,
+                ) from cause
+
+
+class _World:
+    """What decisions see: stored aggregates, and on top the effects of events not yet stored."""
+
+    def __init__(self, ledger: Ledger, log: str, operator: str) -> None:
+        self.log = log
+        self.operator = operator
+        self._ledger = ledger
+        self._seen: dict[UUID, Aggregate | None] = {}
+
+    def find(self, cls: type[A], *parts: object) -> A | None:
+        found = self._load(stream_key(self.log, cls, parts))
+        assert found is None or isinstance(found, cls)
+        return found
+
+    def has_role(self, actor: str, role: str) -> bool:
+        governance = self.find(Governance)
+        return governance is not None and governance.has_role(actor, role)
+
+    def apply(self, event: Envelope) -> Recorded:
+        """Decide on one event; what is decided next sees its effect."""
+        cls = AGGREGATES[CATALOGUE[event.type].aggregate]
+        if event.type != "ledger.opened" and self.find(Governance) is None:
+            raise Conflict("this ledger is not open yet; the operator opens it first")
+        stream = stream_of_event(event)
+        state: Any = self._load(stream)
+        cls.decide(state, event, self)
+        recorded = Recorded(stream, state.version + 1 if state else 1, event, cls)
+        self._seen[stream] = recorded.mutate(state)
+        return recorded
+
+    def _load(self, stream: UUID) -> Aggregate | None:
+        if stream not in self._seen:
+            try:
+                self._seen[stream] = self._ledger.repository.get(stream)
+            except AggregateNotFoundError:
+                self._seen[stream] = None
+            except PersistenceError as error:
+                raise StorageError(f"the event store failed: {error}; retry") from error
+        return self._seen[stream]

@@ -1,0 +1,116 @@
+"""Training runs and the adapters that come of them. The ledger owns queue and retries: an attempt
+is an event, and a run has exactly one terminal event."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+from uuid import UUID
+
+from ledger.aggregates.base import (
+    GOVERNANCE,
+    WORKER,
+    Aggregate,
+    World,
+    need,
+    need_role,
+    need_state,
+    need_status,
+    refuse_existing,
+)
+from ledger.aggregates.datanets import Datanet
+from ledger.aggregates.governance import Identity
+from ledger.domain.envelope import Envelope
+from ledger.errors import Conflict, Forbidden
+
+ACTIVE = ("requested", "started")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Aggregate):
+    """requested -> started (attempt 1, 2, ...) -> completed | failed | cancelled."""
+
+    kind: ClassVar[str] = "run"
+
+    requester: str
+    base_model: str
+    status: str = "requested"
+    attempt: int = 0
+    adapter_sha256: str | None = None
+
+    @classmethod
+    def decide(cls, state: Self | None, event: Envelope, world: World) -> None:
+        body = event.body
+        if event.type == "run.requested":
+            refuse_existing(state, f"run {body['run']}")
+            need(world, Identity, event.actor)
+            for datanet in body["datanets"]:
+                need(world, Datanet, datanet)
+            return
+        state = need_state(state, f"run {body['run']}")
+        need_status(state.status, ACTIVE, "the run")
+        if event.type == "run.cancelled":
+            if event.actor != state.requester:
+                raise Forbidden("only its requester cancels a run")
+            return
+        need_role(world, event, WORKER)
+        expected = state.attempt + (event.type == "run.started")
+        if body["attempt"] != expected:
+            raise Conflict(f"the run is at attempt {expected}", field="attempt")
+        if event.type == "run.completed":
+            need_status(state.status, ("started",), "the run")
+
+    @classmethod
+    def evolve(cls, state: Self | None, event: Envelope, id: UUID) -> Self:
+        body = event.body
+        if state is None:
+            return cls(id=id, requester=event.actor, base_model=body["base_model"])
+        status = event.type.removeprefix("run.")
+        if status == "started":
+            return replace(state, status=status, attempt=body["attempt"])
+        return replace(state, status=status, adapter_sha256=body.get("adapter_sha256"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(Aggregate):
+    """published by the run's requester, retired by them or by governance."""
+
+    kind: ClassVar[str] = "adapter"
+
+    owner: str
+    run: str
+    input_wei_per_token: int
+    output_wei_per_token: int
+    status: str = "published"
+
+    @classmethod
+    def decide(cls, state: Self | None, event: Envelope, world: World) -> None:
+        body = event.body
+        if event.type == "adapter.published":
+            refuse_existing(state, f"adapter {body['adapter']}")
+            run = need(world, Run, body["run"])
+            need_status(run.status, ("completed",), "the run")
+            if event.actor != run.requester:
+                raise Forbidden("only the run's requester publishes its adapter")
+            for field, expected in (
+                ("adapter_sha256", run.adapter_sha256),
+                ("base_model", run.base_model),
+            ):
+                if body[field] != expected:
+                    raise Conflict(f"the run has {field} {expected}", field=field)
+            return
+        state = need_state(state, f"adapter {body['adapter']}")
+        if event.actor != state.owner and not world.has_role(event.actor, GOVERNANCE):
+            raise Forbidden("only its owner or governance retires an adapter")
+        need_status(state.status, ("published",), "the adapter")
+
+    @classmethod
+    def evolve(cls, state: Self | None, event: Envelope, id: UUID) -> Self:
+        body = event.body
+        if state is None:
+            return cls(
+                id=id,
+                owner=event.actor,
+                run=body["run"],
+                input_wei_per_token=int(body["input_wei_per_token"]),
+                output_wei_per_token=int(body["output_wei_per_token"]),
+            )
+        return replace(state, status="retired")

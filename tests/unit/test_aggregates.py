@@ -1,0 +1,322 @@
+"""What may happen next: each rule of the aggregates once kept and once broken."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ledger.aggregates.inferences import Account, chain_event_id, fee_event_id
+from ledger.aggregates.runs import Run
+from ledger.domain.envelope import MAX_ENVELOPE_BYTES, sign_event
+from ledger.errors import Conflict, Forbidden, InvalidEvent, NotFound, PaymentRequired, TooLarge
+from tests.actors import (
+    ADDRESS,
+    ANN,
+    BEN,
+    DEV,
+    EVE,
+    HEX,
+    LOG,
+    NOW,
+    OPERATOR,
+    OWNER,
+    Actor,
+    H,
+    MemoryLedger,
+)  # fmt: skip
+
+CHAIN = {"chain_id": 1, "contract": ADDRESS, "tx_hash": HEX, "block_number": 1}
+
+
+@pytest.fixture
+def world() -> MemoryLedger:
+    return MemoryLedger()
+
+
+def datanet(world: MemoryLedger, **changes: Any) -> str:
+    name = str(uuid4())
+    body = {
+        "datanet": name, "name": "docs", "description": "", "licence": "CC-BY-4.0", "reviewers": [],
+    }  # fmt: skip
+    world.do(OWNER, "datanet.created", {**body, **changes})
+    return name
+
+
+def contribution(world: MemoryLedger, net: str, actor: Actor = ANN, **changes: Any) -> str:
+    name = str(uuid4())
+    body = {
+        "contribution": name, "datanet": net, "licence": "CC-BY-4.0", "rows_root": H,
+        "rows_count": 3, "rows_sha256": H, "title": "rows",
+    }  # fmt: skip
+    world.do(actor, "contribution.recorded", {**body, **changes})
+    return name
+
+
+def completed_run(world: MemoryLedger) -> str:
+    run = str(uuid4())
+    world.do(
+        DEV,
+        "run.requested",
+        {
+            "run": run, "name": "r", "datanets": [datanet(world)], "base_model": H,
+            "base_id": "base", "config": {"r": 8, "lr": "0.001"},
+        },
+    )  # fmt: skip
+    world.do(OPERATOR, "run.started", {"run": run, "attempt": 1, "submission_id": "s"})
+    world.do(
+        OPERATOR,
+        "run.completed",
+        {
+            "run": run, "attempt": 1, "manifest_sha256": H, "adapter_sha256": H,
+            "adapter_config_sha256": H, "index_sha256": H, "index_root": H, "rows_count": 3,
+            "contributions_count": 1, "steps": 5, "loss": "1.5",
+        },
+    )  # fmt: skip
+    return run
+
+
+def adapter(world: MemoryLedger) -> tuple[str, str]:
+    run, name = completed_run(world), str(uuid4())
+    body = {
+        "adapter": name, "run": run, "model": "dev/docs", "adapter_sha256": H, "base_model": H,
+        "input_wei_per_token": "10", "output_wei_per_token": "20",
+    }  # fmt: skip
+    world.do(DEV, "adapter.published", body)
+    return name, run
+
+
+def inference_body(adapter_id: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "inference": str(uuid4()), "adapter": adapter_id, "consumer": EVE.id,
+        "prompt_commitment": H, "output_commitment": H, "transcript_sha256": H,
+        "prompt_tokens": 10, "completion_tokens": 5, "max_tokens": 8, "seed": 1,
+        "temperature_ppm": 0, "top_p_ppm": 1_000_000, "finish_reason": "stop", "fee_wei": "200",
+        **changes,
+    }  # fmt: skip
+
+
+def policy(world: MemoryLedger) -> None:
+    world.do(
+        OPERATOR,
+        "fee_policy.set",
+        {
+            "version": 1, "protocol_bps": 1000, "owner_bps": 2000, "operator_bps": 1000,
+            "contributors_bps": 6000,
+        },
+    )  # fmt: skip
+
+
+def deposit(world: MemoryLedger, amount: int) -> None:
+    world.do(
+        OPERATOR,
+        "deposit.recorded",
+        {"account": EVE.id, "amount_wei": str(amount), **CHAIN, "log_index": 0},
+        id=chain_event_id("deposit", 1, HEX, 0),
+    )
+
+
+def fee_body(inference: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "account": EVE.id, "inference": inference["inference"], "adapter": inference["adapter"],
+        "policy_version": 1, "amount_wei": "200", "protocol_wei": "20", "owner": DEV.id,
+        "owner_wei": "40", "operator_wei": "20", "contributors_wei": "120", **changes,
+    }  # fmt: skip
+
+
+def test_nothing_happens_before_the_operator_opens_the_ledger() -> None:
+    world = MemoryLedger(opened=False)
+    with pytest.raises(Conflict, match="not open"):
+        world.do(ANN, "identity.registered", {"name": "Ann"})
+    with pytest.raises(Forbidden, match="operator"):
+        world.do(ANN, "ledger.opened", {"name": "mine"})
+    world.do(OPERATOR, "ledger.opened", {"name": "ours"})
+    with pytest.raises(Conflict, match="already"):
+        world.do(OPERATOR, "ledger.opened", {"name": "again"})
+
+
+def test_indexes_are_dense_and_replays_are_refused(world: MemoryLedger) -> None:
+    raw = ANN.sign("identity.registered", {"name": "again"})
+    with pytest.raises(Conflict):
+        world.append(raw)
+    stranger = Actor(99)
+    raw = stranger.sign("identity.registered", {"name": "new"})
+    appended = world.append(raw)
+    assert appended.index == 7
+    with pytest.raises(Conflict, match="recorded already, at index 7") as caught:
+        world.append(raw)
+    assert caught.value.detail["index"] == 7
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda raw: raw.replace(b'"name":"x"', b'"name":"y"'), "signature"),
+        (lambda raw: raw.replace(b'{"actor"', b'{ "actor"'), "canonical"),
+        (lambda raw: raw[:-1], "not JSON"),
+        (lambda raw: raw.replace(b'"v":1', b'"v":2'), "version"),
+        (lambda raw: b"[]", "exactly the fields"),
+        (lambda raw: b"\xff" + raw, "not JSON"),
+    ],
+)
+def test_spoiled_bytes_are_refused(world: MemoryLedger, spoil: Any, match: str) -> None:
+    raw = Actor(50).sign("identity.registered", {"name": "x"})
+    with pytest.raises(InvalidEvent, match=match):
+        world.append(spoil(raw))
+
+
+def test_wrong_log_unknown_type_wrong_fields_future_and_size(world: MemoryLedger) -> None:
+    far = Actor(51, log="elsewhere.example/log")
+    with pytest.raises(InvalidEvent, match="signed for log"):
+        world.append(far.sign("identity.registered", {"name": "x"}))
+    with pytest.raises(InvalidEvent, match="unknown event type"):
+        world.do(ANN, "identity.invented", {"name": "x"})
+    with pytest.raises(InvalidEvent, match="missing \\['name'\\]"):
+        world.do(ANN, "identity.registered", {"nom": "x"})
+    with pytest.raises(InvalidEvent, match="future"):
+        world.append(Actor(52).sign("identity.registered", {"name": "x"}, at=NOW + 10**12))
+    with pytest.raises(TooLarge, match="MAX_ENVELOPE_BYTES"):
+        world.append(b"x" * (MAX_ENVELOPE_BYTES + 1))
+    with pytest.raises(TooLarge, match="blob"):
+        sign_event(ANN.key, type="x", log=LOG, body={"a": "x" * 70_000}, id=uuid4(), at=NOW)
+
+
+def test_contributions_are_reviewed_by_others(world: MemoryLedger) -> None:
+    net = datanet(world, reviewers=[BEN.id])
+    name = contribution(world, net)
+    ids = {"contribution": name, "datanet": net}
+    with pytest.raises(Forbidden, match="reviewers"):
+        world.do(EVE, "contribution.approved", {**ids, "note": ""})
+    world.do(BEN, "contribution.approved", {**ids, "note": "good"})
+    with pytest.raises(Conflict, match="is approved"):
+        world.do(OWNER, "contribution.rejected", {**ids, "reason": "late"})
+    with pytest.raises(Forbidden, match="only the contributor"):
+        world.do(BEN, "contribution.withdrawn", {**ids, "reason": ""})
+    world.do(ANN, "contribution.withdrawn", {**ids, "reason": "mine"})
+    own = contribution(world, net, actor=OWNER)
+    with pytest.raises(Forbidden, match="own contribution"):
+        world.do(OWNER, "contribution.approved", {"contribution": own, "datanet": net, "note": ""})
+    with pytest.raises(Conflict, match="datanet takes"):
+        contribution(world, net, licence="MIT")
+    with pytest.raises(NotFound, match="no datanet"):
+        contribution(world, str(uuid4()))
+    world.do(OWNER, "datanet.closed", {"datanet": net, "reason": "full"})
+    with pytest.raises(Conflict, match="closed"):
+        contribution(world, net)
+
+
+def test_a_run_has_one_terminal_event(world: MemoryLedger) -> None:
+    run = completed_run(world)
+    with pytest.raises(Conflict, match="is completed"):
+        world.do(OPERATOR, "run.failed", {"run": run, "attempt": 1, "reason": "late"})
+    with pytest.raises(Conflict, match="is completed"):
+        world.do(DEV, "run.cancelled", {"run": run, "reason": "late"})
+    state = world.ledger.need(Run, run)
+    assert (state.status, state.attempt, state.version) == ("completed", 1, 3)
+
+
+def test_attempts_count_up_and_need_a_worker(world: MemoryLedger) -> None:
+    run = str(uuid4())
+    body = {
+        "run": run, "name": "r", "datanets": [datanet(world)], "base_model": H, "base_id": "b",
+        "config": {},
+    }  # fmt: skip
+    world.do(DEV, "run.requested", body)
+    start = {"run": run, "attempt": 2, "submission_id": "s"}
+    with pytest.raises(Conflict, match="attempt 1"):
+        world.do(OPERATOR, "run.started", start)
+    with pytest.raises(Forbidden, match="worker"):
+        world.do(BEN, "run.started", {**start, "attempt": 1})
+    world.do(OPERATOR, "role.granted", {"member": BEN.id, "role": "worker"})
+    world.do(BEN, "run.started", {**start, "attempt": 1})
+    world.do(BEN, "run.started", start)
+
+
+def test_an_answer_is_paid_once_from_prepaid_money(world: MemoryLedger) -> None:
+    name, run = adapter(world)
+    policy(world)
+    body = inference_body(name)
+    with pytest.raises(Conflict, match="200 wei"):
+        world.do(OPERATOR, "inference.recorded", inference_body(name, fee_wei="199"))
+    inference = OPERATOR.sign("inference.recorded", body)
+    fee = OPERATOR.sign("fee.charged", fee_body(body), id=fee_event_id(LOG, body["inference"]))
+    with pytest.raises(PaymentRequired, match="prepaid balance 0"):
+        world.ledger.append_all([inference, fee])
+    deposit(world, 300)
+    first, second = world.ledger.append_all([inference, fee])
+    assert second.index == first.index + 1
+    assert world.ledger.need(Account, EVE.id).prepaid_wei == 100
+    with pytest.raises(InvalidEvent, match="id of this fee"):
+        world.do(OPERATOR, "fee.charged", fee_body(body))
+    share = {
+        "inference": body["inference"], "adapter": name, "run": run, "method": "m",
+        "index_sha256": H, "evidence_sha256": H,
+        "shares": [{"contributor": ANN.id, "ppm": 999_999}], "unattributed_ppm": 1,
+    }  # fmt: skip
+    with pytest.raises(InvalidEvent, match="sum to 1000000"):
+        world.do(OPERATOR, "attribution.recorded", {**share, "unattributed_ppm": 2})
+    world.do(OPERATOR, "attribution.recorded", share)
+    with pytest.raises(Conflict, match="attributed already"):
+        world.do(OPERATOR, "attribution.recorded", share)
+
+
+def test_a_fee_must_follow_the_policy_in_force(world: MemoryLedger) -> None:
+    name, _ = adapter(world)
+    policy(world)
+    deposit(world, 1000)
+    body = inference_body(name)
+    world.do(OPERATOR, "inference.recorded", body)
+    event_id = fee_event_id(LOG, body["inference"])
+    greedy = fee_body(body, protocol_wei="60", owner_wei="0")
+    with pytest.raises(Conflict, match="splits this fee"):
+        world.do(OPERATOR, "fee.charged", greedy, id=event_id)
+    with pytest.raises(Conflict, match="adapter's owner"):
+        world.do(OPERATOR, "fee.charged", fee_body(body, owner=EVE.id), id=event_id)
+    with pytest.raises(InvalidEvent, match="sum to amount_wei"):
+        world.do(OPERATOR, "fee.charged", fee_body(body, owner_wei="1"), id=event_id)
+
+
+def test_periods_go_one_at_a_time(world: MemoryLedger) -> None:
+    with pytest.raises(Conflict, match="next period is 1"):
+        world.do(OPERATOR, "period.cutoff", {"period": 2})
+    world.do(OPERATOR, "period.cutoff", {"period": 1})
+    closed = {
+        "period": 1, "log_size": 9, "root": HEX, "total_wei": "5", "accounts": 1, "tree_sha256": H,
+    }  # fmt: skip
+    with pytest.raises(Conflict, match="is cutoff"):
+        world.do(OPERATOR, "payout.activated", {"period": 1, "root": HEX, **CHAIN})
+    world.do(OPERATOR, "period.closed", closed)
+    other = "0x" + "00" * 32
+    with pytest.raises(Conflict, match="closed with root"):
+        world.do(OPERATOR, "payout.proposed", {"period": 1, "root": other, **CHAIN})
+    world.do(OPERATOR, "payout.proposed", {"period": 1, "root": HEX, **CHAIN})
+    with pytest.raises(Conflict, match="proposed"):
+        world.do(OPERATOR, "period.cutoff", {"period": 2})
+    world.do(OPERATOR, "payout.activated", {"period": 1, "root": HEX, **CHAIN})
+    world.do(OPERATOR, "period.cutoff", {"period": 2})
+
+
+def test_claims_and_anchors_only_grow(world: MemoryLedger) -> None:
+    claim = {
+        "address": ADDRESS, "amount_wei": "5", "cumulative_wei": "5", **CHAIN, "log_index": 3,
+    }  # fmt: skip
+    world.do(OPERATOR, "payout.claimed", claim, id=chain_event_id("claim", 1, HEX, 3))
+    with pytest.raises(Conflict, match="claimed 5 wei before"):
+        world.do(
+            OPERATOR,
+            "payout.claimed",
+            {**claim, "log_index": 4},
+            id=chain_event_id("claim", 1, HEX, 4),
+        )
+    anchor = {"size": 8, "root": H, **CHAIN, "block_hash": HEX, "l1_sha256": H}
+    world.do(OPERATOR, "checkpoint.anchored", anchor)
+    with pytest.raises(Conflict, match="size 8"):
+        world.do(OPERATOR, "checkpoint.anchored", anchor)
+
+
+def test_gates_guard_facts_outside_the_ledger() -> None:
+    def gate(event: Any) -> None:
+        raise InvalidEvent("the EVM signature is not by that address")
+
+    world = MemoryLedger(gates={"identity.evm_bound": gate})
+    with pytest.raises(InvalidEvent, match="EVM signature"):
+        world.do(ANN, "identity.evm_bound", {"address": ADDRESS, "signature": "0x00"})
