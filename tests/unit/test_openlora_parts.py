@@ -1,0 +1,343 @@
+"""Sampling, text, the cost rule, the working set, chat and the asyncio driver."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from ledger.errors import Backpressure, ComputeError, ConfigError, InvalidEvent
+from tests.unit.openlora_world import (
+    byte_tokenizer,
+    engine_for,
+    oracle,
+    prompt_of,
+    request,
+    save_adapter,
+    tiny_llama,
+)
+from workers.openlora.adapter import AdapterWeights, TargetShape
+from workers.openlora.chat import encode_chat, openai_finish_reason
+from workers.openlora.driver import AsyncEngine
+from workers.openlora.engine import Engine, EngineConfig
+from workers.openlora.errors import UnknownAdapter
+from workers.openlora.layers import LoraContext, WorkingSet, dense_is_cheaper
+from workers.openlora.sampling import Draw, choose, uniform
+from workers.openlora.text import TextStream
+
+torch.set_num_threads(1)
+TOKENIZER = byte_tokenizer()
+
+
+# --- sampling ---
+
+
+def draw(**kw: float) -> Draw:
+    return Draw(**{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0, "step": 0} | kw)  # type: ignore[arg-type]
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
+    n = 4000
+    tokens = choose(logits.expand(n, 4), [draw(seed=7, step=i) for i in range(n)])
+    shares = torch.bincount(torch.tensor(tokens), minlength=4) / n
+    assert torch.allclose(shares, torch.tensor([0.5, 0.25, 0.125, 0.125]), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("cut", "allowed"),
+    [
+        ({"top_k": 1}, {2}),
+        ({"top_k": 2}, {2, 0}),
+        ({"top_p": 0.05}, {2}),
+        ({"top_p": 0.5}, {2}),  # 0.5 is reached by the first alone
+        ({"top_p": 0.51}, {2, 0}),
+        ({"top_k": 3, "top_p": 0.6}, {2, 0}),
+        ({"temperature": 0.01}, {2}),
+    ],
+)
+def test_cuts_leave_the_likeliest(cut: dict[str, float], allowed: set[int]) -> None:
+    logits = torch.tensor([[0.25, 0.15, 0.5, 0.1]]).log()
+    seen = {choose(logits, [draw(seed=s, **cut)])[0] for s in range(300)}
+    assert seen == allowed
+
+
+def test_the_random_number_is_part_of_the_format() -> None:
+    """Recorded answers are re-drawn from their seed: this value may never change."""
+    assert uniform(42, 0) == pytest.approx(UNIFORM_42_0, abs=0)
+    assert uniform(42, 1) != uniform(42, 0)
+
+
+UNIFORM_42_0 = 0.22921179221249066
+
+
+# --- text ---
+
+
+def stream_of(data: bytes, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+    stream = TextStream(TOKENIZER, stop)
+    pieces = []
+    for i in byte_ids(data):
+        pieces.append(stream.push(i))
+        if stream.stopped:
+            break
+    pieces.append(stream.finish())
+    return pieces, stream
+
+
+def byte_ids(data: bytes) -> list[int]:
+    """Token ids of raw bytes, through the alphabet of byte-level BPE."""
+    table = {
+        bytes([b]): TOKENIZER.convert_tokens_to_ids(c) for b, c in zip(_BYTES, _CHARS, strict=True)
+    }
+    return [table[bytes([b])] for b in data]
+
+
+def _alphabet() -> Iterator[tuple[int, str]]:
+    """GPT-2's bytes-to-unicode table."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = itertools.count(256)
+    for b in range(256):
+        yield b, chr(b if b in printable else next(spare))
+
+
+_BYTES = [b for b, _ in _alphabet()]
+_CHARS = [c for _, c in _alphabet()]
+
+
+@given(st.text(max_size=40).filter(lambda s: "�" not in s))
+@settings(max_examples=150, deadline=None)
+def test_characters_arrive_whole(text: str) -> None:
+    pieces, stream = stream_of(text.encode())
+    assert "".join(pieces) == text == stream.text
+    assert all("�" not in piece for piece in pieces)
+
+
+def test_a_half_character_at_the_end_is_dropped() -> None:
+    pieces, _ = stream_of("naïve 🌊".encode()[:-1])
+    assert "".join(pieces) == "naïve "
+
+
+def test_rubbish_is_shown_as_rubbish_in_the_end() -> None:
+    pieces, _ = stream_of(b"ok" + b"\xff" * 12 + b"ok")
+    assert "".join(pieces).startswith("ok�")
+    assert "".join(pieces).endswith("ok")
+
+
+@given(st.text(alphabet="abé ", max_size=30), st.lists(st.text("abé ", min_size=1), max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_stop_strings_cut_where_a_search_of_the_whole_text_would(
+    text: str, stops: list[str]
+) -> None:
+    pieces, stream = stream_of(text.encode(), tuple(stops))
+    # The stop that is complete first wins; of those complete at once, the one that began first.
+    ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
+    assert stream.stopped == bool(ends)
+    assert "".join(pieces) == (text[: min(ends)[1]] if ends else text)
+
+
+# --- layers ---
+
+
+def test_the_cost_rule() -> None:
+    shared = dense_is_cheaper(rows=32, tokens=1, rank=8, dense_rank=8)
+    distinct = dense_is_cheaper(rows=32, tokens=1, rank=8, dense_rank=256)
+    assert shared
+    assert not distinct
+    assert not dense_is_cheaper(rows=4, tokens=64, rank=8, dense_rank=32), "long prompts: rows"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_both_forms_equal_the_definition(seed: int) -> None:
+    """Rows filled, moved, swapped and emptied at random, then y + (x A^T) B for each row alone."""
+    rng = torch.Generator().manual_seed(seed)
+    shapes = {
+        "m.p": TargetShape(in_features=6, out_features=5),
+        "m.q": TargetShape(in_features=6, out_features=7),
+    }
+    like = torch.empty(0, dtype=torch.float64)
+    working = WorkingSet(shapes, 6, LoraContext(), like=like)
+    held: list[AdapterWeights | None] = [None] * 6
+
+    def adapter(rank: int, names: list[str]) -> AdapterWeights:
+        def random(n: int) -> torch.Tensor:
+            return torch.randn(rank, n, generator=rng, dtype=torch.float64)
+
+        return AdapterWeights(
+            rank=rank,
+            a={n: random(shapes[n].in_features) for n in names},
+            b={n: random(shapes[n].out_features) for n in names},
+        )
+
+    pool = [adapter(1, ["m.p"]), adapter(3, ["m.p", "m.q"]), adapter(2, ["m.q"])]
+    for _ in range(40):
+        one, other, what, which = torch.randint(0, 6, (4,), generator=rng).tolist()
+        if what < 3:
+            held[one] = pool[which] if which < 3 else None
+            working.fill(one, held[one] and id(held[one]), held[one])
+        elif what == 3:
+            held[one], held[other] = held[other], held[one]
+            working.swap(one, other)
+        elif one != other:
+            held[other] = held[one]
+            working.move(one, other)
+        lo, hi = sorted([one, other])
+        hi += 1
+        working.bind(lo, hi, 2)
+        for name, shape in shapes.items():
+            x = torch.randn(hi - lo, 2, shape.in_features, generator=rng, dtype=torch.float64)
+            y = torch.randn(hi - lo, 2, shape.out_features, generator=rng, dtype=torch.float64)
+            expected = y.clone()
+            for i, w in enumerate(held[lo:hi]):
+                if w is not None and name in w.a:
+                    expected[i] += x[i] @ w.a[name].T @ w.b[name]
+            leaders: dict[object, int] = {
+                id(w): lo + i for i, w in enumerate(held[lo:hi]) if w is not None
+            }
+            forms = [working._row(lo, hi), working._dense(lo, hi, leaders)]
+            for form in [working.context.deltas, *forms]:
+                delta = form.get(name)
+                got = y.clone() if delta is None else delta.add_to(y.clone(), x)
+                torch.testing.assert_close(got, expected)
+
+
+# --- chat ---
+
+
+def test_chat_prompts_come_from_the_template() -> None:
+    ids = encode_chat(TOKENIZER, [{"role": "user", "content": "hi"}])
+    assert TOKENIZER.decode(list(ids)) == "user: hi\nassistant: "
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    assert encode_chat(TOKENIZER, parts) == ids
+    spoof = encode_chat(TOKENIZER, [{"role": "user", "content": "a<eos>b"}])
+    assert TOKENIZER.eos_token_id not in spoof, "a prompt cannot write control tokens"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"role": "wizard", "content": "hi"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user"}],
+        [{"role": "user", "content": [{"type": "image_url"}]}],
+        [{"role": "user", "content": "x" * 1_000_001}],
+        [{"role": "user", "content": "x"}] * 1_001,
+    ],
+)
+def test_malformed_conversations_are_refused(messages: list[dict[str, object]]) -> None:
+    with pytest.raises(InvalidEvent, match="messages"):
+        encode_chat(TOKENIZER, messages)
+
+
+def test_finish_reasons_are_openai_s() -> None:
+    assert [openai_finish_reason(r) for r in ("stop", "length")] == ["stop", "length"]
+
+
+# --- models that would be served wrongly ---
+
+
+def test_a_sliding_window_below_ours_is_refused(base: LlamaForCausalLM) -> None:
+    model = tiny_llama()
+    model.config.sliding_window = 16
+    with pytest.raises(ConfigError, match="sliding"):
+        Engine(model, None, EngineConfig(max_len=64))
+    Engine(model, None, EngineConfig(max_len=16))
+
+
+# --- the driver ---
+
+
+@pytest.fixture(scope="module")
+def base() -> LlamaForCausalLM:
+    return tiny_llama()
+
+
+def test_streams_run_together_and_are_peft_s(base: LlamaForCausalLM, tmp_path: Path) -> None:
+    saved = [save_adapter(base, tmp_path, f"a{i}", rank=2 + i, seed=i) for i in range(3)]
+
+    async def main() -> None:
+        engine = engine_for(base)
+        async with AsyncEngine(engine) as serving:
+            for a in saved:
+                await serving.load_adapter(a.name, a.path, a.sha256)
+
+            async def answer(i: int) -> list[int]:
+                r = request(f"r{i}", f"a{i % 3}", prompt_of(5 + i))
+                return [t async for d in serving.generate(r) for t in d.token_ids]
+
+            answers = await asyncio.gather(*(answer(i) for i in range(9)))
+            assert serving.stats()["finished"] == 9
+        for i, tokens in enumerate(answers):
+            assert tokens == oracle(base, saved[i % 3], prompt_of(5 + i), 12)
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_leaves_cancels(base: LlamaForCausalLM) -> None:
+    async def main() -> None:
+        engine = engine_for(base, max_rows=1)
+        async with AsyncEngine(engine) as serving:
+            async with aclosing(
+                serving.generate(request("long", None, prompt_of(4), max_tokens=120))
+            ) as stream:
+                async for _ in stream:
+                    break
+            after = [d async for d in serving.generate(request("next", None, prompt_of(4)))]
+            assert after[-1].finish is not None
+            assert after[-1].finish.completion_tokens == 12
+            cancelled = serving.generate(request("x", None, prompt_of(4), max_tokens=120))
+            got = [await anext(cancelled)]
+            assert serving.cancel("x")
+            got += [d async for d in cancelled]
+            assert got[-1].finish is not None
+            assert got[-1].finish.reason == "cancelled"
+
+    asyncio.run(main())
+
+
+def test_refusals_reach_the_caller(base: LlamaForCausalLM) -> None:
+    async def main() -> None:
+        engine = engine_for(base, max_rows=1, max_queue=1)
+        serving = AsyncEngine(engine)  # not started: nothing leaves the queue
+        first = asyncio.ensure_future(anext(serving.generate(request("a", None, prompt_of(3)))))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Backpressure):
+            await anext(serving.generate(request("b", None, prompt_of(3))))
+        with pytest.raises(UnknownAdapter):
+            await anext(serving.generate(request("c", "nobody", prompt_of(3))))
+        serving.stop()
+        with pytest.raises(ComputeError):
+            await first
+        with pytest.raises(ComputeError):
+            await anext(serving.generate(request("d", None, prompt_of(3))))
+
+    asyncio.run(main())
+
+
+def test_publishing_does_not_disturb_a_running_answer(
+    base: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    saved = [save_adapter(base, tmp_path, f"a{i}", rank=3, seed=i) for i in range(4)]
+
+    async def main() -> None:
+        async with AsyncEngine(engine_for(base, slots=2)) as serving:
+            await serving.load_adapter(saved[0].name, saved[0].path, saved[0].sha256)
+            tokens: list[int] = []
+            n = 0
+            async for d in serving.generate(request("r", "a0", prompt_of(4), max_tokens=40)):
+                tokens += d.token_ids
+                n += 1
+                if n in (3, 6, 9):
+                    a = saved[n // 3]
+                    await serving.load_adapter(a.name, a.path, a.sha256)
+                    serving.retire(a.name)
+            assert tokens == oracle(base, saved[0], prompt_of(4), 40)
+
+    asyncio.run(main())

@@ -1,0 +1,225 @@
+"""A PEFT folder becomes tensors, or is refused with the reason.
+
+Reads `adapter_config.json` and `adapter_model.safetensors` as peft 0.21 writes them, once, into
+memory: the bytes that were hashed are the bytes that are parsed. What this engine cannot serve
+*faithfully* is refused (`unsupported_adapter`), never approximated: an answer is recorded as that
+adapter's answer. Options that this file does not know are refused when they are set.
+
+Knows no slot, no row and no network.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from workers.openlora.errors import CorruptAdapter, UnsupportedAdapter
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 4 << 30
+PEFT_PREFIX = "base_model.model."
+
+_NO_EFFECT_ON_WEIGHTS = frozenset(
+    # How the adapter was made, or what `target_modules` already led to: the tensors say it all.
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+        "eva_config",
+        "bias",
+        "init_lora_weights",
+    }
+)
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Initialisations that leave the base weights as they are. PiSSA, OLoRA, CorDA and LoftQ do not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetShape:
+    """A linear of the base model: `in_features` -> `out_features`."""
+
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFiles:
+    """Where an adapter lies and what it must hash to (lower-case hex SHA-256)."""
+
+    path: Path
+    weights_sha256: str
+    config_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterWeights:
+    """One adapter in host memory, ready to be copied.
+
+    `a[name]` is (rank, in), `b[name]` is (rank, out) with the scale alpha/r already multiplied in,
+    so that the delta of a row x is `(x @ a.T) @ b`.
+    """
+
+    rank: int
+    a: Mapping[str, Tensor]
+    b: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for m in (self.a, self.b) for t in m.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterLimits:
+    """What the engine can hold: its linears by module path, its rank, its base model's names."""
+
+    targets: Mapping[str, TargetShape]
+    max_rank: int
+    dtype: torch.dtype
+    base_names: frozenset[str] = frozenset()
+
+
+def read_adapter(files: AdapterFiles, limits: AdapterLimits) -> AdapterWeights:
+    """Read, hash, check and lay out one adapter.
+
+    Raises CorruptAdapter when a file is missing, too large or hashes to something else, and
+    UnsupportedAdapter when it is intact but cannot be served on this base.
+    """
+    config_bytes = _read(files.path / CONFIG_FILE, MAX_CONFIG_BYTES, files.config_sha256)
+    weights_bytes = _read(files.path / WEIGHTS_FILE, MAX_WEIGHTS_BYTES, files.weights_sha256)
+    try:
+        config = json.loads(config_bytes)
+    except ValueError as e:
+        raise UnsupportedAdapter(f"{CONFIG_FILE} is not JSON: {e}") from e
+    if not isinstance(config, dict):
+        raise UnsupportedAdapter(f"{CONFIG_FILE} is not a JSON object")
+    rank, scale = _check_config(config, limits)
+    try:
+        tensors = load_safetensors(weights_bytes)
+    except Exception as e:  # safetensors raises its own type and plain ones, all for bad bytes
+        raise UnsupportedAdapter(f"{WEIGHTS_FILE} is not a safetensors file: {e}") from e
+    return _layout(tensors, rank, scale, limits)
+
+
+def _read(path: Path, limit: int, expected: str | None) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise CorruptAdapter(f"{path.name} has {size} bytes; the limit is {limit}")
+        data = path.read_bytes()
+    except OSError as e:
+        raise CorruptAdapter(f"cannot read {path.name}: {e.strerror}; fetch it again") from e
+    if expected is not None:
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != expected.lower():
+            raise CorruptAdapter(
+                f"{path.name} hashes to {actual}, but {expected.lower()} was published; "
+                "fetch it again",
+                file=path.name,
+                actual=actual,
+                expected=expected.lower(),
+            )
+    return data
+
+
+def _check_config(config: Mapping[str, Any], limits: AdapterLimits) -> tuple[int, float]:
+    """(rank, scale) of a plain LoRA config; everything else raises UnsupportedAdapter."""
+
+    def refuse(key: str, why: str) -> None:
+        raise UnsupportedAdapter(f"{key}={config.get(key)!r} is not supported: {why}", option=key)
+
+    if config.get("peft_type") != "LORA":
+        refuse("peft_type", "this engine serves LORA adapters")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        refuse("task_type", "this engine serves causal language models")
+    if config.get("use_dora"):
+        refuse("use_dora", "DoRA rescales the base weights; train plain LoRA")
+    if config.get("modules_to_save"):
+        refuse("modules_to_save", "whole modules cannot be swapped per row; train LoRA alone")
+    if config.get("bias", "none") != "none":
+        refuse("bias", "biases of the base cannot be swapped per row; train with bias='none'")
+    if config.get("init_lora_weights", True) not in _PLAIN_INITS:
+        refuse("init_lora_weights", "it changes the base weights; convert it to plain LoRA first")
+    base = config.get("base_model_name_or_path")
+    if limits.base_names and base and base not in limits.base_names:
+        refuse("base_model_name_or_path", f"this engine serves {sorted(limits.base_names)}")
+    for key, value in config.items():
+        if key not in _NO_EFFECT_ON_WEIGHTS and value:
+            refuse(key, "expected it to be unset; it changes what the tensors mean")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limits.max_rank:
+        refuse("r", f"expected a rank from 1 to {limits.max_rank}")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        refuse("lora_alpha", "expected a finite number")
+    assert isinstance(rank, int)
+    assert isinstance(alpha, int | float)
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _layout(
+    tensors: Mapping[str, Tensor], rank: int, scale: float, limits: AdapterLimits
+) -> AdapterWeights:
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name, half = _target_of(key)
+        shape = limits.targets.get(name)
+        if shape is None:
+            raise UnsupportedAdapter(
+                f"tensor {key!r} targets {name!r}, which is not a linear of this base model that "
+                "the engine serves",
+                tensor=key,
+            )
+        expected = (rank, shape.in_features) if half == "A" else (shape.out_features, rank)
+        if tuple(tensor.shape) != expected:
+            raise UnsupportedAdapter(
+                f"tensor {key!r} has shape {tuple(tensor.shape)}; this base model needs {expected}",
+                tensor=key,
+            )
+        if not torch.isfinite(tensor).all():
+            raise UnsupportedAdapter(f"tensor {key!r} holds NaN or infinity", tensor=key)
+        if half == "A":
+            a[name] = tensor.to(limits.dtype).contiguous()
+        else:
+            b[name] = (tensor.float() * scale).to(limits.dtype).t().contiguous()
+    if not a or a.keys() != b.keys():
+        lonely = sorted(a.keys() ^ b.keys())
+        raise UnsupportedAdapter(f"lora_A and lora_B do not pair up: {lonely or 'no tensors'}")
+    return AdapterWeights(rank=rank, a=a, b=b)
+
+
+def _target_of(key: str) -> tuple[str, str]:
+    """`base_model.model.<module>.lora_A.weight` -> (`<module>`, `A`)."""
+    for half in ("A", "B"):
+        suffix = f".lora_{half}.weight"
+        if key.startswith(PEFT_PREFIX) and key.endswith(suffix):
+            return key[len(PEFT_PREFIX) : -len(suffix)], half
+    raise UnsupportedAdapter(
+        f"tensor {key!r} is not a plain LoRA matrix; expected "
+        f"'{PEFT_PREFIX}<module>.lora_A.weight' or '.lora_B.weight'",
+        tensor=key,
+    )
