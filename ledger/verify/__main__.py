@@ -1,0 +1,80 @@
+"""`python -m ledger.verify FILE`: verify a lineage bundle with everything else switched off.
+
+Needs Python and PyNaCl. Reads one file (`-` is standard input), prints the verdict, exits 0; or
+says what failed and exits 1. Exit 4: no such file; 2: wrong usage; 8: a bug of this verifier.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ledger.errors import LedgerError, NotFound
+from ledger.verify.bundle import MAX_BUNDLE_BYTES, verify_bundle
+from ledger.verify.encoding import printable
+
+MAX_MESSAGE_CHARS = 2_000
+BUG_EXIT_CODE = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        verdict = verify_bundle(
+            _read(arguments.file),
+            trusted_vkey=arguments.key,
+            witness_vkeys=arguments.witness,
+            require_l1=arguments.require_l1,
+        )
+    except LedgerError as error:
+        return _failed(error, as_json=arguments.json)
+    except Exception as error:
+        # Hostile bytes must not look like a crash, and a crash must not look like a verdict.
+        message = printable(f"{type(error).__name__}: {error}", MAX_MESSAGE_CHARS)
+        print(f"NOT VERIFIED: a bug of this verifier: {message}", file=sys.stderr)
+        return BUG_EXIT_CODE
+    if arguments.json:
+        print(json.dumps(verdict.to_json(), indent=2))
+    else:
+        print(f"VERIFIED\n\n{verdict.to_text()}", end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ledger.verify", description="Verify a lineage bundle offline."
+    )
+    parser.add_argument("file", help="a .lineage.json file, or - for standard input")
+    parser.add_argument("--key", metavar="VKEY", help="the log's public key, got from elsewhere")
+    parser.add_argument(
+        "--witness", metavar="VKEY", action="append", default=[], help="a witness you know"
+    )
+    parser.add_argument("--require-l1", action="store_true", help="fail unless the L1 part checks")
+    parser.add_argument("--json", action="store_true", help="the verdict as JSON")
+    return parser
+
+
+def _read(name: str) -> bytes:
+    """At most one byte more than a bundle may have: enough to be refused."""
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(MAX_BUNDLE_BYTES + 1)
+        with Path(name).open("rb") as file:
+            return file.read(MAX_BUNDLE_BYTES + 1)
+    except OSError as error:
+        raise NotFound(f"cannot read {printable(name)}: {error.strerror}") from error
+
+
+def _failed(error: LedgerError, *, as_json: bool) -> int:
+    if as_json:
+        problem = {"verified": False, "error": error.slug, "message": str(error)}
+        print(json.dumps({**problem, "detail": error.detail}, indent=2, default=str))
+    else:
+        message = printable(str(error), MAX_MESSAGE_CHARS)
+        print(f"NOT VERIFIED: {error.title.lower()}: {message}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Verify a lineage bundle: everything about one event that a stranger needs, in one file. Pure.
+
+`verify_bundle` is the procedure, six numbered steps, that a verifier in another language has to
+follow. The bytes are `bundle_format`'s, the proofs `merkle`'s, the signatures `checkpoint`'s and
+`ledger.domain.envelope`'s, the graph `lineage`'s.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ledger.domain.envelope import Entry, decode_entry, leaf_hash
+from ledger.domain.events import check_body
+from ledger.errors import (
+    AnchorMismatch,
+    BadSignature,
+    Inconsistent,
+    InvalidEvent,
+    MalformedProof,
+    VerificationError,
+)
+from ledger.verify.bundle_format import (
+    FORMAT,
+    MAX_BUNDLE_BYTES,
+    Bundle,
+    BundledEntry,
+    parse_bundle,
+)
+from ledger.verify.checkpoint import Checkpoint, OpenedCheckpoint, open_checkpoint
+from ledger.verify.encoding import printable
+from ledger.verify.lineage import Lineage, check_lineage
+from ledger.verify.merkle import verify_consistency, verify_inclusion
+from ledger.verify.note import VerifierKey, parse_vkey
+from ledger.verify.sentences import say_l1, say_proven, say_trusted
+from ledger.verify.verdict import Step, Verdict
+
+__all__ = ["FORMAT", "MAX_BUNDLE_BYTES", "STEP_NAMES", "verify_bundle"]
+
+STEP_NAMES = {
+    1: "parse",
+    2: "checkpoint signature",
+    3: "inclusion",
+    4: "events",
+    5: "lineage",
+    6: "L1 anchor",
+}
+
+
+def verify_bundle(
+    data: bytes,
+    *,
+    trusted_vkey: str | None = None,
+    witness_vkeys: Sequence[str] = (),
+    require_l1: bool = False,
+) -> Verdict:
+    """Verify a bundle; the verdict says what was proven and what is left to trust.
+
+    1. Parse: the bytes are one bundle in its one spelling, within the named limits.
+    2. Checkpoint: the log's key (`trusted_vkey`, else the bundle's own) signed origin, size, root.
+    3. Inclusion: every entry hashes up to that root at its index, and says that index itself.
+    4. Events: every entry is a well-formed event of the catalogue, made for this log, signed by
+       its actor.
+    5. Lineage: every reference ends at an earlier entry of the bundle and both ends agree.
+    6. L1: an EVM chain holds a checkpoint that this one extends or equals (skipped when the bundle
+       has none or the libraries are missing, unless `require_l1`).
+
+    Raises a VerificationError that names what failed. Nothing else, whatever `data` holds.
+    """
+    # 1. Parse.
+    bundle = parse_bundle(data)
+    steps = [_step(1, f"{FORMAT}, {len(data)} bytes, {len(bundle.entries)} entries")]
+
+    # 2. Checkpoint signature.
+    key = _log_key(bundle, trusted_vkey)
+    witnesses = [parse_vkey(vkey) for vkey in witness_vkeys]
+    opened = open_checkpoint(bundle.checkpoint, key, origin=bundle.log, witnesses=witnesses)
+    head = opened.checkpoint
+    steps.append(_step(2, f"{printable(key.name)} signed size {head.size}, root {head.root.hex()}"))
+
+    # 3. Every entry under the root, at the index written inside it.
+    for bundled in bundle.entries:
+        _check_place(bundled, head)
+    steps.append(_step(3, f"{len(bundle.entries)} entries lead to the root"))
+
+    # 4. Every event: form, log, signature.
+    entries = [_check_event(bundled, bundle.log) for bundled in bundle.entries]
+    actors = len({entry.envelope.actor for entry in entries})
+    steps.append(_step(4, f"{len(entries)} events signed by {actors} keys for this log"))
+
+    # 5. Lineage.
+    lineage = check_lineage(entries, bundle.blobs, bundle.subject)
+    steps.append(_step(5, f"complete around {lineage.subject.envelope.type} {bundle.subject}"))
+
+    # 6. L1.
+    step, anchor = _check_l1(bundle, key, head, required=require_l1)
+    steps.append(step)
+
+    return _verdict(steps, bundle, key, opened, lineage, anchor, own_key=trusted_vkey is not None)
+
+
+def _step(number: int, detail: str) -> Step:
+    return Step(number=number, name=STEP_NAMES[number], status="ok", detail=detail)
+
+
+def _log_key(bundle: Bundle, trusted_vkey: str | None) -> VerifierKey:
+    key = parse_vkey(bundle.vkey)
+    if trusted_vkey is None:
+        return key
+    trusted = parse_vkey(trusted_vkey.strip())
+    if trusted != key:
+        raise BadSignature(
+            f"the bundle is of the key {printable(bundle.vkey, 200)}, you trust "
+            f"{printable(trusted_vkey, 200)}: another log's bundle, or a forged one",
+            field="vkey",
+        )
+    return trusted
+
+
+def _check_place(bundled: BundledEntry, head: Checkpoint) -> None:
+    """Inclusion at the claimed index, and the same index inside the entry: see `merkle`."""
+    try:
+        verify_inclusion(
+            index=bundled.index,
+            size=head.size,
+            leaf=leaf_hash(bundled.entry),
+            proof=bundled.proof,
+            root=head.root,
+        )
+    except VerificationError as error:
+        raise type(error)(f"entry {bundled.index}: {error}", entry=bundled.index) from error
+    written = int.from_bytes(bundled.entry[:8], "big")
+    if written != bundled.index:
+        raise Inconsistent(
+            f"entry {bundled.index} says inside that it is entry {written}: it was moved",
+            entry=bundled.index,
+            field="index",
+        )
+
+
+def _check_event(bundled: BundledEntry, log: str) -> Entry:
+    """The entry: its envelope's form, `log` and signature checked, its body by the catalogue."""
+    try:
+        entry = decode_entry(bundled.entry, log=log)
+        check_body(entry.envelope.type, entry.envelope.body)
+    except InvalidEvent as error:
+        name = error.detail.get("field")
+        kind = {"sig": BadSignature, "log": Inconsistent}.get(str(name), MalformedProof)
+        raise kind(f"entry {bundled.index}: {error}", entry=bundled.index, field=name) from error
+    return entry
+
+
+def _check_l1(
+    bundle: Bundle, key: VerifierKey, head: Checkpoint, *, required: bool
+) -> tuple[Step, dict[str, Any] | None]:
+    if bundle.l1 is None:
+        return _skip_l1("the bundle carries no L1 section", required), None
+    anchored = open_checkpoint(bundle.l1.checkpoint, key, origin=bundle.log).checkpoint
+    verify_consistency(
+        size1=anchored.size,
+        size2=head.size,
+        root1=anchored.root,
+        root2=head.root,
+        proof=bundle.l1.consistency,
+    )
+    try:
+        from ledger.verify.l1 import verify_l1
+
+        facts = verify_l1(bundle.l1.section, size=anchored.size, root=anchored.root)
+    except ImportError as error:
+        return _skip_l1(
+            f"the library {error.name or 'rlp'} is missing; "
+            "pip install 'tributary-ledger[l1]' to check it",
+            required,
+        ), None
+    anchor = {**facts, "anchored_size": anchored.size}
+    return _step(6, say_l1(anchor)), anchor
+
+
+def _skip_l1(why: str, required: bool) -> Step:
+    if required:
+        raise AnchorMismatch(f"an L1 proof was required, but {why}", field="l1")
+    return Step(number=6, name=STEP_NAMES[6], status="skipped", detail=why)
+
+
+def _verdict(
+    steps: Sequence[Step],
+    bundle: Bundle,
+    key: VerifierKey,
+    opened: OpenedCheckpoint,
+    lineage: Lineage,
+    anchor: dict[str, Any] | None,
+    *,
+    own_key: bool,
+) -> Verdict:
+    head = opened.checkpoint
+    return Verdict(
+        steps=tuple(steps),
+        proven=say_proven(head, key, len(bundle.entries), lineage, opened.witnesses, anchor),
+        trusted=say_trusted(key, lineage, opened.witnesses, anchor, own_key=own_key),
+        facts={
+            "log": bundle.log,
+            "vkey": bundle.vkey,
+            "subject": str(bundle.subject),
+            "subject_index": lineage.subject.index,
+            "size": head.size,
+            "root": head.root.hex(),
+            "entries": [entry.index for entry in bundle.entries],
+            "witnesses": [witness.key.name for witness in opened.witnesses],
+            "l1": anchor,
+        },
+    )

@@ -1,0 +1,54 @@
+"""Base64 and decimals with exactly one spelling, and text that is safe to show. Pure.
+
+A second spelling of the same value (a stray bit in base64 padding, a leading zero) would let two
+different files claim to be the same proof, so it is refused. RFC 4648 section 4 and 3.5.
+"""
+
+import base64
+import binascii
+import re
+
+from ledger.errors import MalformedProof
+
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """The bytes of padded standard base64 in its one canonical spelling; MalformedProof."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        data = None
+    if data is None or encode_base64(data) != text:
+        raise MalformedProof(f"{what} is not padded standard base64 (RFC 4648 section 4)")
+    return data
+
+
+def encode_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def decode_hash_line(text: str, what: str) -> bytes:
+    """A 32-byte hash in base64."""
+    data = decode_base64(text, what)
+    if len(data) != 32:
+        raise MalformedProof(f"{what} has {len(data)} bytes, expected a SHA-256 of 32")
+    return data
+
+
+def decode_decimal(text: str, what: str) -> int:
+    """An ASCII decimal below 2^63 without leading zeroes."""
+    if not _DECIMAL.fullmatch(text) or int(text) >= 2**63:
+        raise MalformedProof(
+            f"{what} is {printable(text)!r}, expected a decimal below 2^63 without leading zeroes"
+        )
+    return int(text)
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """`text` with every control or otherwise unprintable character as `?`, cut to `limit`.
+
+    Names in a bundle are written by strangers: none of them may move a terminal's cursor.
+    """
+    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else "?" for c in short)
