@@ -18,8 +18,8 @@ CREATE TABLE stored_events (
     originator_id uuid NOT NULL,
     originator_version bigint NOT NULL,
     topic text,
-    state bytea,
-    notification_id bigint NOT NULL CONSTRAINT stored_events_dense CHECK (notification_id > 0),
+    state bytea CHECK (octet_length(state) BETWEEN 1 AND 65519), -- an entry has 65535 bytes at most
+    notification_id bigint NOT NULL CHECK (notification_id > 0),
     recorded_at bigint NOT NULL,
     leaf_hash bytea NOT NULL CHECK (octet_length(leaf_hash) = 32),
     event_id uuid,
