@@ -16,7 +16,7 @@ What lies in `out_dir`, and what a crash leaves:
 3. `manifest.json`: written last, so it is there only when the rest is. The next `train` checks
    the hashes, and returns its result without training.
 
-The snapshot goes last; a crash before that leaves a file that is of no more use.
+The snapshot goes last; a crash before that leaves it behind, and the next `train` removes it.
 """
 
 import hashlib
@@ -126,11 +126,11 @@ def train(
         model, tokenizer = base_model.load(base_path)
         plan = _plan(config, base_sha256, rows, tokenizer)
         out_dir.mkdir(parents=True, exist_ok=True)
-        if resume and (done := _finished(plan, out_dir)) is not None:
-            return done
-        lora = _add_lora(model, config)
-        losses = _fit(plan, lora, out_dir, on_progress, resume)
-        result = _publish(plan, lora, losses, out_dir)
+        result = _finished(plan, out_dir) if resume else None
+        if result is None:
+            lora = _add_lora(model, config)
+            losses = _fit(plan, lora, out_dir, on_progress, resume)
+            result = _publish(plan, lora, losses, out_dir)
     (out_dir / SNAPSHOT_FILE).unlink(missing_ok=True)
     return result
 
