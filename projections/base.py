@@ -89,8 +89,8 @@ def anomaly(rows: Rows, entry: Entry, code: str, message: str) -> None:
     rows.put(ANOMALIES.name, (entry.index, n), row)
 
 
-def change(rows: Rows, entry: Entry, name: str, key: Key, **changes: Any) -> Row | None:
-    """Update columns of an existing row; the row as it was, or None and an anomaly without one."""
+def change(rows: Rows, entry: Entry, name: str, key: Key, /, **changes: Any) -> Row | None:
+    """Update columns of an existing row; the row as it was, else None and an anomaly."""
     row = rows.get(name, key)
     if row is None:
         anomaly(rows, entry, "unknown_subject", f"no row {key} in {name}: nothing to change")
