@@ -25,7 +25,7 @@ from workers.training.trainer import (
     SNAPSHOT_FILE,
     TrainingResult,
     TrainingRow,
-    epoch_order,
+    epoch_batches,
     train,
 )
 
@@ -189,9 +189,10 @@ def test_the_manifest_says_what_was_trained(reference: tuple[TrainingResult, Pat
     data = (folder / MANIFEST_FILE).read_bytes()
     manifest = parse_canonical(data)
     assert hashlib.sha256(data).hexdigest() == result.manifest_sha256
-    assert manifest["rows"] == [
-        {"contribution": r.contribution, "row": r.index, "row_hash": r.row_hash} for r in ROWS
+    assert [(r["contribution"], r["row"], r["row_hash"]) for r in manifest["rows"]] == [
+        (r.contribution, r.index, r.row_hash) for r in ROWS
     ]
+    assert manifest["tokens"] == CONFIG.epochs * sum(r["tokens"] for r in manifest["rows"])
     assert manifest["base_sha256"] == base_model.digest(base_model.BUNDLED)
     assert TrainingConfig.from_dict(manifest["config"]) == CONFIG
     assert len(manifest["losses"]) == manifest["steps"] == STEPS
@@ -220,11 +221,16 @@ def test_peft_loads_it_and_the_answer_changes(reference: tuple[TrainingResult, P
     assert torch.allclose(without, before)
 
 
-def test_every_epoch_is_a_permutation_of_its_own() -> None:
-    orders = [epoch_order(11, epoch, 10) for epoch in range(3)]
-    assert all(sorted(order) == list(range(10)) for order in orders)
-    assert orders[0] != orders[1] != orders[2]
-    assert orders == [epoch_order(11, epoch, 10) for epoch in range(3)]
+@pytest.mark.parametrize("count", [1, 3, 4, 10, 32, 33, 100])
+def test_every_epoch_holds_each_row_once_in_an_order_of_its_own(count: int) -> None:
+    lengths = [7 * i % 23 for i in range(count)]
+    epochs = [epoch_batches(11, epoch, lengths, 4) for epoch in range(2)]
+    for batches in epochs:
+        assert sorted(i for batch in batches for i in batch) == list(range(count))
+        assert len(batches) == trainer.steps_in_all(replace(CONFIG, epochs=1), count)
+        assert all(0 < len(batch) <= 4 for batch in batches)
+    assert epochs == [epoch_batches(11, epoch, lengths, 4) for epoch in range(2)]
+    assert count <= 4 or epochs[0] != epochs[1]
 
 
 def test_progress_reports_every_step(tmp_path: Path) -> None:

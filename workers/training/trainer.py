@@ -54,6 +54,8 @@ MANIFEST_VERSION = 1
 MAX_ROWS = 200_000
 MAX_ROW_CHARS = 100_000
 LOSS_DIGITS = 6
+WINDOW_BATCHES = 8
+"""Rows are sorted by length within windows of this many batches. Changing it changes bytes."""
 
 _fill_switch: Any = torch.utils.deterministic
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -135,10 +137,24 @@ def train(
     return result
 
 
-def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
-    """The order of the rows in one epoch. An auditor recomputes it from the manifest."""
+def epoch_batches(
+    seed: int, epoch: int, lengths: Sequence[int], batch_size: int
+) -> list[list[int]]:
+    """Which rows, by position, each batch of one epoch holds. Auditors recompute it from the
+    manifest, which has the seed and every row's length in tokens.
+
+    Rows are shuffled, sorted by length within windows of WINDOW_BATCHES batches, cut into batches,
+    and the batches shuffled: random enough to learn from, and half as much padding to compute.
+    """
     generator = torch.Generator().manual_seed(_derive(seed, "order", epoch))
-    return [int(i) for i in torch.randperm(count, generator=generator)]
+    order = [int(i) for i in torch.randperm(len(lengths), generator=generator)]
+    window = WINDOW_BATCHES * batch_size
+    batches = []
+    for start in range(0, len(order), window):
+        group = sorted(order[start : start + window], key=lambda i: lengths[i])
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    shuffled = torch.randperm(len(batches), generator=generator)
+    return [batches[int(i)] for i in shuffled]
 
 
 def steps_in_all(config: TrainingConfig, rows: int) -> int:
@@ -166,7 +182,13 @@ def _plan(
         "base_sha256": base_sha256,
         "config": config.to_dict(),
         "rows": [
-            {"contribution": r.contribution, "row": r.index, "row_hash": r.row_hash} for r in rows
+            {
+                "contribution": row.contribution,
+                "row": row.index,
+                "row_hash": row.row_hash,
+                "tokens": len(example.input_ids),
+            }
+            for row, example in zip(rows, examples, strict=True)
         ],
         "examples_sha256": hashlib.sha256(texts).hexdigest(),
         "order_seed": config.seed,
@@ -228,13 +250,15 @@ def _fit(
     )
     path = out_dir / SNAPSHOT_FILE
     losses = _restore(plan, path, weights, optimizer) if resume else []
-    per_epoch = math.ceil(len(plan.examples) / config.batch_size)
+    lengths = [len(e.input_ids) for e in plan.examples]
+    per_epoch = plan.steps // config.epochs
+    batches: list[list[int]] = []
     model.train()
     for step in range(len(losses), plan.steps):
         epoch, position = divmod(step, per_epoch)
-        order = epoch_order(config.seed, epoch, len(plan.examples))
-        chosen = order[position * config.batch_size : (position + 1) * config.batch_size]
-        batch = collate([plan.examples[i] for i in chosen], plan.pad)
+        if position == 0 or not batches:
+            batches = epoch_batches(config.seed, epoch, lengths, config.batch_size)
+        batch = collate([plan.examples[i] for i in batches[position]], plan.pad)
 
         torch.manual_seed(_derive(config.seed, "dropout", step))
         loss = model(**batch).loss
