@@ -92,9 +92,9 @@ def load_key(path: Path) -> LocalAccount:
         return cast(LocalAccount, Account.from_key(path.read_text().strip()))
     except OSError as error:
         raise ConfigError(f"cannot read the EVM key file {path}: {error.strerror}") from error
-    except Exception as error:
-        # The content is a secret: neither it nor the parser's words about it go into the message.
-        raise ConfigError(f"{path} must hold one private key as 64 hex digits") from error.__class__
+    except Exception:
+        # The content is a secret: neither it nor the parser's words about it go any further.
+        raise ConfigError(f"{path} must hold one private key as 64 hex digits") from None
 
 
 class ChainClient:

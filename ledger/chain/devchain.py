@@ -115,12 +115,14 @@ class DevChain:
     @property
     def alive(self) -> bool:
         """Whether the anvil that we started still runs."""
-        return self._guard is not None and self._guard.poll() is None
+        # The guard may not have noticed yet that anvil is gone, so anvil itself is asked after.
+        pid = self.pid
+        return self._guard is not None and pid is not None and self._is_ours(pid)
 
     def start(self) -> "DevChain":
         """Own the folder, end what a killed owner left, load the newest state, wait for answers."""
         if self._guard is not None:
-            if self._guard.poll() is None:
+            if self.alive:
                 return self
             self._end_guard()  # anvil was killed under us: the same folder, the same port again
             self._disown()
