@@ -126,7 +126,7 @@ def _read(value: Any) -> Bundle:
     items = _list(fields["entries"], MAX_ENTRIES, "entries")
     entries = tuple(_entry(item, n, hashes) for n, item in enumerate(items))
     if not entries:
-        raise MalformedProof("a bundle holds at least one entry", field="entries")
+        raise MalformedProof("entries must hold at least one", field="entries")
     for before, after in pairwise(entries):
         if before.index >= after.index:
             raise MalformedProof(

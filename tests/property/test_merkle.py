@@ -7,6 +7,7 @@ are those of RFC 9162; its consistency proofs are of another kind and are not co
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -98,7 +99,7 @@ def test_every_pair_of_sizes() -> None:
         for size1 in range(size2 + 1):
             proof = consistency(size1, size2)
             assert proof == (subproof(size1, LEAVES[:size2], True) if size1 else [])
-            trees = {
+            trees: dict[str, Any] = {
                 "size1": size1, "size2": size2, "root1": ROOTS[size1], "root2": ROOTS[size2],
             }  # fmt: skip
             merkle.verify_consistency(**trees, proof=proof)

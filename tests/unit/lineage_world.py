@@ -1,0 +1,217 @@
+"""One answer's whole life as signed events, with a log that signs it, in memory.
+
+Built from raw envelopes and not through the aggregates, so that a test can make a log that lies:
+`tell(lies)` takes, per event type, a change to the body, another signer, or None to leave it out.
+"""
+
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from nacl.signing import SigningKey
+
+from ledger.domain.canonical import canonical_json
+from ledger.domain.envelope import sign_event
+from ledger.domain.fees import fee_wei
+from ledger.domain.ids import actor_of
+from ledger.domain.rows import DataRow, rows_root
+from ledger.log.bundle import Bundler, ScannedIndex
+from ledger.log.sequencer import Sequencer
+from ledger.log.signer import LogSigner
+from ledger.ports import StoredCheckpoint
+from ledger.verify.note import format_vkey
+from tests.fakes import MemoryBlobStore, MemoryEntryLog, MemoryTileStore
+
+ORIGIN = "ledger.example/test"
+NOW = 1_700_000_000_000_000
+H = "ab" * 32
+BASE, CONFIG, ADAPTER, INDEX = ("01" * 32, "02" * 32, "03" * 32, "04" * 32)
+LICENCE = "CC-BY-4.0"
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def name(what: str) -> str:
+    return str(uuid5(NAMESPACE_URL, what))
+
+
+def key(who: str) -> SigningKey:
+    return SigningKey(sha256(who.encode()).digest())
+
+
+def actor(who: str) -> str:
+    return actor_of(bytes(key(who).verify_key))
+
+
+def rows(who: str, count: int = 3) -> list[DataRow]:
+    return [
+        DataRow(prompt=f"{who} {n}?", completion=f"{n}.", salt=f"{n:032x}") for n in range(count)
+    ]
+
+
+def manifest(**changes: Any) -> bytes:
+    """The training manifest over all rows of ann's and ben's contributions."""
+    value = {
+        "v": 1,
+        "rows": [
+            {"contribution": name(who), "row": n, "row_hash": row.hash.hex()}
+            for who in ("ann", "ben")
+            for n, row in enumerate(rows(who))
+        ],
+        "base_sha256": BASE,
+        "adapter_sha256": ADAPTER,
+        "config_sha256": CONFIG,
+        "steps": 7,
+        "losses": ["1.5"],
+        **changes,
+    }
+    return canonical_json(value)
+
+
+class World:
+    """A log, its sequencer and its bundler. `lies` maps an event type to a change of its body."""
+
+    def __init__(self, folder: Path, *, origin: str = ORIGIN) -> None:
+        self.origin = origin
+        self.log = MemoryEntryLog()
+        self.tiles = MemoryTileStore()
+        self.blobs = MemoryBlobStore()
+        self.signer = LogSigner(origin=origin, key=key("log"), state_path=folder / "signer.json")
+        self.vkey = format_vkey(self.signer.vkey)
+        self.sequencer = Sequencer(
+            log=self.log, tiles=self.tiles, signer=self.signer, clock=lambda: NOW
+        )
+        self.ids: dict[str, UUID] = {}
+
+    def add(self, who: str, type: str, body: Mapping[str, Any], *, label: str = "") -> int:
+        id = UUID(name(f"event {len(self.ids)} {type}"))
+        self.ids[label or type] = id
+        raw = sign_event(key(who), type=type, log=self.origin, body=body, id=id, at=NOW)
+        return self.log.append(raw, event_id=id, recorded_at=NOW)
+
+    def checkpoint(self) -> StoredCheckpoint:
+        """Sign all there is."""
+        while self.sequencer.step():
+            pass
+        latest = self.tiles.latest()
+        assert latest
+        return latest
+
+    def bundler(self) -> Bundler:
+        return Bundler(
+            log=self.log,
+            tiles=self.tiles,
+            blobs=self.blobs,
+            index=ScannedIndex(self.log),
+            vkey=self.signer.vkey,
+        )
+
+    def bundle(self, label: str = "inference.recorded") -> bytes:
+        return self.bundler().bundle(str(self.ids[label]))
+
+    def tell(
+        self,
+        lies: Mapping[str, Change | None] | None = None,
+        signers: Mapping[str, str] | None = None,
+        *,
+        training: bytes | None = None,
+    ) -> "World":
+        """The story, event by event. A lie of None leaves the event out; keys are labels."""
+        lies, signers = lies or {}, signers or {}
+        training = manifest() if training is None else training
+        if lies.get("run.completed", len):
+            self.blobs.put(training)
+        for label, (who, type, body) in story(sha256(training).hexdigest()).items():
+            change = lies.get(label, lambda body: body)
+            if change is not None:
+                self.add(signers.get(label, who), type, change(dict(body)), label=label)
+        return self
+
+
+def story(manifest_sha256: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """(signer, type, body) by label, in log order."""
+    told: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "datanet.created": (
+            "owner",
+            "datanet.created",
+            {
+                "datanet": name("net"), "name": "docs", "description": "", "licence": LICENCE,
+                "reviewers": [actor("reviewer")],
+            },
+        ),
+    }  # fmt: skip
+    for who in ("ann", "ben"):
+        mine = {"contribution": name(who), "datanet": name("net")}
+        told[f"recorded {who}"] = (
+            who,
+            "contribution.recorded",
+            {
+                **mine, "licence": LICENCE, "rows_root": rows_root(rows(who)).hex(),
+                "rows_count": 3, "rows_sha256": H, "title": f"rows of {who}",
+            },
+        )  # fmt: skip
+        told[f"approved {who}"] = ("reviewer", "contribution.approved", {**mine, "note": ""})
+    told["run.requested"] = (
+        "dev",
+        "run.requested",
+        {
+            "run": name("run"), "name": "a run", "datanets": [name("net")], "base_model": BASE,
+            "base_id": "tiny", "config": {"r": 8},
+        },
+    )  # fmt: skip
+    told["run.completed"] = (
+        "worker",
+        "run.completed",
+        {
+            "run": name("run"), "attempt": 1, "manifest_sha256": manifest_sha256,
+            "adapter_sha256": ADAPTER, "adapter_config_sha256": CONFIG, "index_sha256": INDEX,
+            "index_root": H, "rows_count": 6, "contributions_count": 2, "steps": 7, "loss": "1.5",
+        },
+    )  # fmt: skip
+    told["adapter.published"] = (
+        "dev",
+        "adapter.published",
+        {
+            "adapter": name("adapter"), "run": name("run"), "model": "dev/answers",
+            "adapter_sha256": ADAPTER, "base_model": BASE, "input_wei_per_token": "10",
+            "output_wei_per_token": "20",
+        },
+    )  # fmt: skip
+    fee = fee_wei(5, 4, input_wei_per_token=10, output_wei_per_token=20)
+    told["inference.recorded"] = (
+        "operator",
+        "inference.recorded",
+        {
+            "inference": name("inference"), "adapter": name("adapter"),
+            "consumer": actor("consumer"), "prompt_commitment": H, "output_commitment": H,
+            "transcript_sha256": H, "prompt_tokens": 5, "completion_tokens": 4, "max_tokens": 16,
+            "seed": 1, "temperature_ppm": 0, "top_p_ppm": 1_000_000, "finish_reason": "stop",
+            "fee_wei": str(fee),
+        },
+    )  # fmt: skip
+    told["fee.charged"] = (
+        "operator",
+        "fee.charged",
+        {
+            "account": actor("consumer"), "inference": name("inference"),
+            "adapter": name("adapter"), "policy_version": 1, "amount_wei": str(fee),
+            "protocol_wei": "30", "owner": actor("dev"), "owner_wei": "20", "operator_wei": "0",
+            "contributors_wei": str(fee - 50),
+        },
+    )  # fmt: skip
+    told["attribution.recorded"] = (
+        "worker",
+        "attribution.recorded",
+        {
+            "inference": name("inference"), "adapter": name("adapter"), "run": name("run"),
+            "method": "ekfac", "index_sha256": INDEX, "evidence_sha256": H,
+            "shares": [
+                {"contributor": actor("ann"), "ppm": 600_000},
+                {"contributor": actor("ben"), "ppm": 300_000},
+            ],
+            "unattributed_ppm": 100_000,
+        },
+    )  # fmt: skip
+    return told
