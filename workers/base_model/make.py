@@ -246,19 +246,63 @@ def save(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast)
     tokenizer.save_pretrained(out)
 
 
+CARD = """\
+---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+# tributary-base
+
+The base model that Tributary bundles, so that training, serving and attribution run for real on
+any machine. A Llama of {parameters:,} parameters (context {context}, byte-level BPE of {vocab}
+tokens, float16 on disk, computed in float32), pretrained from nothing by
+`workers/base_model/make.py` on {tokens:,} tokens of a generated chat corpus
+(`workers/base_model/corpus.py`): {steps:,} steps, {seconds} s on {threads} CPU thread(s), final
+answer loss {loss} nats. No text of anybody else went in.
+
+## What it can do
+Answer a short question from a context, copy what it never saw, and learn contributed facts with a
+few seconds of LoRA. Measured by `python -m workers.base_model.make --out DIR --only-evaluate`, on
+made-up facts that are in no corpus:
+
+| | of {questions} |
+|---|---|
+| answered from a context of three facts | {answered_from_context} |
+| recalled without context, before training | {recalled_before} |
+| recalled in a new wording, after {lora_seconds} s of LoRA, one row per fact | {recalled_after_lora} |
+
+## What it cannot do
+It knows nothing about the world, reasons about nothing, and has seen only simple English. It says
+wrong things fluently. It is a test piece and a demonstration, not an assistant.
+
+## Chat template
+`<|bos|><|user|>question<|assistant|>answer<|end|>`; a system message goes before the user's text.
+"""
+
+
+def card(facts: dict[str, Any], measured: dict[str, Any]) -> str:
+    return CARD.format(**facts, **measured, context=CONTEXT, vocab=VOCAB_SIZE, threads=THREADS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--steps", type=int, default=STEPS, help="pretraining steps")
-    parser.add_argument("--evaluate", action="store_true", help="measure the model afterwards")
+    parser.add_argument("--evaluate", action="store_true", help="measure it, write its README")
     parser.add_argument("--only-evaluate", action="store_true", help="measure an existing model")
     args = parser.parse_args()
-    if not args.only_evaluate:
-        print(json.dumps(make(args.out, steps=args.steps), indent=1))
+    facts = None if args.only_evaluate else make(args.out, steps=args.steps)
+    if facts:
+        print(json.dumps(facts, indent=1))
     if args.evaluate or args.only_evaluate:
         from workers.base_model.evaluate import evaluate
 
-        print(json.dumps(evaluate(args.out), indent=1))
+        measured = evaluate(args.out)
+        print(json.dumps(measured, indent=1))
+        if facts:
+            (args.out / "README.md").write_text(card(facts, measured))
 
 
 if __name__ == "__main__":

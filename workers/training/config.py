@@ -34,7 +34,9 @@ _DECIMAL = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
 class TrainingConfig:
     """Settings of one LoRA training run. Invalid ones raise InvalidEvent on construction.
 
-    `alpha / r` scales the adapter; `lr` decays linearly to zero after `warmup_steps`; `threads`
+    The defaults suit the bundled model and a few hundred short rows: on a model this small LoRA
+    wants a high rate (0.01 learns in 8 epochs what 0.005 does not). `alpha / r` scales the
+    adapter; `lr` decays linearly to zero after `warmup_steps`; `threads`
     is a setting because another count gives other bytes; `snapshot_steps` only says how much
     work a killed worker loses, never what comes out.
     """
@@ -43,7 +45,7 @@ class TrainingConfig:
     alpha: int = 16
     dropout: Decimal = Decimal("0")
     target_modules: tuple[str, ...] = LLAMA_LINEARS
-    lr: Decimal = Decimal("0.005")
+    lr: Decimal = Decimal("0.01")
     weight_decay: Decimal = Decimal("0")
     max_grad_norm: Decimal = Decimal("1")
     warmup_steps: int = 10
