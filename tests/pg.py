@@ -9,7 +9,7 @@ Fixtures, shared through tests/conftest.py
     pg_url          url of a fresh, migrated database, dropped after the test
     pg_url_module   the same, for a whole module
     pg_empty_url    url of a fresh database without any table
-    embedded        an EmbeddedPostgres of this test alone, that it may crash at will
+    embedded        an EmbeddedPostgres of this module alone, whose tests may crash it at will
 """
 
 import os
@@ -101,7 +101,7 @@ def pg_empty_url(pg_server: str) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def embedded() -> Iterator[EmbeddedPostgres]:
     with temporary_home() as home, EmbeddedPostgres(home, settings=FAST) as server:
         yield server

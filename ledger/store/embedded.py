@@ -13,7 +13,8 @@ State, and who may change it
                  running. Free while a server runs: an orphan, which is ended before a new start.
     server.log   what PostgreSQL says.
 
-The server is the child of a small guard (`_guard.py`) that stops it once the owner is gone.
+The server is the child of a small guard (`_guard.py`) that stops it once the owner is gone, and
+starts it again should it crash.
 Authentication is by the file system: `trust` on a socket in a folder of mode 0700.
 """
 
@@ -114,11 +115,12 @@ class EmbeddedPostgres:
 
     def start(self) -> "EmbeddedPostgres":
         """Start the server, or adopt the one that another process of ours runs. Idempotent."""
-        if self._guard is not None and self._guard.poll() is None:
-            return self
-        self._release()  # a server of ours that died by itself: start over
-        _make_folder(self._base, self._user, 0o700)
         deadline = time.monotonic() + START_TIMEOUT_S
+        if self._guard is not None and self._guard.poll() is None:
+            self._wait_ready(deadline)
+            return self
+        self._release()  # the guard of our server was killed, or gave up: start over
+        _make_folder(self._base, self._user, 0o700)
         while not self._try_own():
             if self._answers():
                 return self
@@ -216,6 +218,8 @@ class EmbeddedPostgres:
         _make_folder(self._new_data_dir, self._user, 0o700)
         command = [str(binaries / "initdb"), "-D", str(self._new_data_dir), "-U", ROLE]
         command += ["--auth=trust", "--encoding=UTF8", "--no-locale", "--data-checksums"]
+        if self._settings.get("fsync") == "off":
+            command.append("--no-sync")
         done = subprocess.run(
             command,
             env=_environment(),
@@ -359,7 +363,10 @@ def _may_execute(path: Path, user: _User) -> bool:
 def _make_folder(path: Path, user: _User, mode: int) -> None:
     """Make `path` (and its parents), owned by the server's user; refuse one that is not ours."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed([p for p in path.parents if not p.exists()]):
+            folder.mkdir(exist_ok=True)
+            if user.change:  # under root's umask 077 the server would not get through
+                folder.chmod(folder.stat().st_mode | 0o011)
         try:
             path.mkdir(mode=mode)
             path.chmod(mode)  # the umask may have taken bits away

@@ -32,8 +32,13 @@ Pool = ConnectionPool[Connection[Any]]
 def connect(url: str, *, max_size: int = POOL_SIZE, name: str = "ledger") -> Pool:
     """An open pool of autocommit connections; each is checked before it is lent.
 
-    Raises StorageError when no connection is made within CONNECT_TIMEOUT_S. Close it when done.
+    Raises StorageError, at once and with the server's words, when the first connection fails.
+    Close it when done.
     """
+    try:
+        psycopg.connect(url).close()
+    except psycopg.Error as error:
+        raise StorageError(f"{_unreachable(url)} ({first_line(error)})") from error
     pool: Pool = ConnectionPool(
         url,
         kwargs={"autocommit": True, "application_name": f"tributary {name}"},
@@ -45,11 +50,7 @@ def connect(url: str, *, max_size: int = POOL_SIZE, name: str = "ledger") -> Poo
         name=name,
         open=False,
     )
-    try:
-        pool.open(wait=True, timeout=CONNECT_TIMEOUT_S)
-    except PoolTimeout as error:
-        pool.close()
-        raise StorageError(_unreachable(url)) from error
+    pool.open()
     return pool
 
 

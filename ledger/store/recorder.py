@@ -266,7 +266,8 @@ class GapFreeSubscription(PostgresSubscription):
 class GapFreeFactory(PostgresFactory):
     """The library's infrastructure on one DATABASE_URL, tables made by migrations.
 
-    By environment: PERSISTENCE_MODULE=ledger.store.recorder and DATABASE_URL. By construction:
+    By environment: PERSISTENCE_MODULE=ledger.store.recorder:GapFreeFactory and
+    DATABASE_URL. By construction:
     `GapFreeFactory.on(url, ...)`, which takes the clock, the event id and a decorator (group
     commit) too. Close it, or the application that has it: that closes the decorator first.
     """
@@ -331,6 +332,3 @@ class GapFreeFactory(PostgresFactory):
             if close is not None:
                 close()
         super().close()
-
-
-Factory = GapFreeFactory
