@@ -100,7 +100,7 @@ class Client:
 
     def append_raw(self, raw: bytes) -> dict[str, Any]:
         """Append envelope bytes signed elsewhere."""
-        return self._json("POST", "/v1/events", content=raw, headers=_JSON)
+        return dict(self._json("POST", "/v1/events", content=raw, headers=_JSON))
 
     def login(self, label: str = "") -> str:
         """Obtain and keep an API credential for this key."""
@@ -158,7 +158,7 @@ class Client:
     ) -> dict[str, Any]:
         """One answer, not streamed. For streaming use the `openai` client on `<url>/v1`."""
         value = {"model": model, "messages": list(messages), **options}
-        return self._json("POST", "/v1/chat/completions", json=value)
+        return dict(self._json("POST", "/v1/chat/completions", json=value))
 
     # --- rim -----------------------------------------------------------------------------------
 

@@ -147,3 +147,17 @@ class L1Section:
     """Proof, captured at commit time, that an EVM block holds (size, root). JSON-able."""
 
     value: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Credentials(Protocol):
+    """API credentials, and who uploaded which blob."""
+
+    def issue(self, actor: str, label: str, nonce: str, now: int) -> str: ...
+
+    def actor_of(self, token: str) -> str | None: ...
+
+    def revoke(self, token: str, now: int) -> None: ...
+
+    def record_upload(self, sha256: str, actor: str, size_bytes: int, now: int) -> None: ...
+
+    def uploaded(self, sha256: str, actor: str) -> bool: ...

@@ -15,7 +15,8 @@ from typing import Any
 from uuid import UUID
 
 from eventsourcing.application import AggregateNotFoundError, Application
-from eventsourcing.persistence import IntegrityError, PersistenceError
+from eventsourcing.persistence import InfrastructureFactory, IntegrityError, PersistenceError
+from eventsourcing.utils import Environment
 
 from ledger.aggregates.base import (
     A,
@@ -57,7 +58,8 @@ class Appended:
 
 
 class Ledger(Application[UUID]):
-    """`env` configures the `eventsourcing` infrastructure (which recorder, which database)."""
+    """`factory` is the `eventsourcing` infrastructure (which recorder, which database); without
+    one the library's own in-memory recorder serves."""
 
     def __init__(
         self,
@@ -67,13 +69,13 @@ class Ledger(Application[UUID]):
         clock: Callable[[], int],
         index_of: Callable[[str], int | None],
         gates: Mapping[str, Gate] | None = None,
-        env: Mapping[str, str] | None = None,
+        factory: InfrastructureFactory[Any] | None = None,
     ) -> None:
+        self._given_factory = factory
         # Aggregates are immutable, so the cache hands them out without copying.
         settings = {
             "AGGREGATE_CACHE_MAXSIZE": str(CACHED_AGGREGATES),
             "DEEPCOPY_FROM_AGGREGATE_CACHE": "n",
-            **(env or {}),
         }
         super().__init__(settings)
         self.log_origin = log
@@ -81,6 +83,9 @@ class Ledger(Application[UUID]):
         self._clock = clock
         self._index_of = index_of
         self._gates = dict(gates or {})
+
+    def construct_factory(self, env: Environment) -> InfrastructureFactory[Any]:
+        return self._given_factory or super().construct_factory(env)
 
     def construct_mapper(self) -> EnvelopeMapper:
         return EnvelopeMapper(AGGREGATES)

@@ -1,0 +1,68 @@
+"""Who calls, and how often they may.
+
+`Authorization: Bearer trb_...` names an actor; routes that need one depend on `caller`. Reading the
+public parts of the ledger needs nobody's leave. Every caller (by actor, else by address) has a
+moving window of `requests_per_minute`.
+"""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from ledger.api.services import Services, services
+from ledger.errors import Backpressure, Forbidden, Unauthenticated
+
+RETRY_AFTER_S = 5
+
+
+class RateLimit:
+    def __init__(self, requests_per_minute: int) -> None:
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._item = RateLimitItemPerMinute(requests_per_minute)
+
+    def hit(self, who: str) -> None:
+        if not self._limiter.hit(self._item, who):
+            raise Backpressure(
+                f"more than {self._item.amount} requests in a minute; wait and retry",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+
+def optional_caller(request: Request, box: Annotated[Services, Depends(services)]) -> str | None:
+    """The actor behind the credential, or None without one. A wrong credential is an error."""
+    header = request.headers.get("authorization")
+    if header is None:
+        box.rate_limit.hit(request.client.host if request.client else "unknown")
+        return None
+    scheme, _, token = header.partition(" ")
+    actor = box.credentials.actor_of(token.strip()) if scheme.lower() == "bearer" else None
+    if actor is None:
+        box.rate_limit.hit(request.client.host if request.client else "unknown")
+        raise Unauthenticated("unknown credential; obtain one with `tributary login`")
+    box.rate_limit.hit(actor)
+    return actor
+
+
+def caller(actor: Annotated[str | None, Depends(optional_caller)]) -> str:
+    if actor is None:
+        raise Unauthenticated(
+            "this needs a credential: Authorization: Bearer <token>; get one with `tributary login`"
+        )
+    return actor
+
+
+def operator(
+    actor: Annotated[str, Depends(caller)], box: Annotated[Services, Depends(services)]
+) -> str:
+    if not box.has_role(actor, "operator"):
+        raise Forbidden("only an operator of this ledger does that")
+    return actor
+
+
+Anyone = Annotated[str | None, Depends(optional_caller)]
+Caller = Annotated[str, Depends(caller)]
+Operator = Annotated[str, Depends(operator)]
+Box = Annotated[Services, Depends(services)]

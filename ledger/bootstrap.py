@@ -1,0 +1,415 @@
+"""The composition root: the only place that knows which engine stands behind which port.
+
+Each function builds one thing and starts nothing in the background; `ledger.processes` runs what is
+built here. The chain and worker rooms are imported inside the functions that need them, so that
+`tributary migrate` does not load web3, nor `tributary verify` a database driver.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nacl.signing import SigningKey
+
+from ledger.aggregates.application import Gate, Ledger
+from ledger.client import load_key
+from ledger.config import Settings
+from ledger.domain.envelope import Envelope
+from ledger.domain.ids import actor_of
+from ledger.domain.rows import decode_rows, rows_root
+from ledger.errors import Conflict, InvalidEvent, LedgerError, NotFound
+from ledger.log.appender import GroupCommit
+from ledger.log.bundle import Anchored, Bundler, ScannedIndex
+from ledger.log.prover import Prover
+from ledger.log.serving import LogFiles
+from ledger.log.signer import LogSigner
+from ledger.ports import BlobStore, EntryLog, ServingEngine, TileStore
+from ledger.store.blobs import FsspecBlobStore
+from ledger.store.credentials import PostgresCredentials
+from ledger.store.embedded import EmbeddedPostgres
+from ledger.store.postgres import Pool, PostgresEntryLog, connect
+from ledger.store.recorder import GapFreeFactory, system_clock
+from ledger.store.rows import PgRowStore
+from ledger.store.tiles import PostgresTileStore
+from projections.queries import Queries
+from projections.registry import TABLES
+from projections.runner import Runner
+
+if TYPE_CHECKING:
+    from ledger.api.services import Services
+    from ledger.processes.chain import ChainService
+
+API_POOL = 24
+PROJECTOR_POOL = 4
+OPERATOR_KEY, LOG_KEY, WORKER_KEY, CHAIN_KEY = "operator", "log", "worker", "chain"
+
+
+# --- keys -------------------------------------------------------------------------------------
+
+
+def ensure_key(path: Path) -> SigningKey:
+    """The Ed25519 key in `path`; made on first use, mode 0600."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = SigningKey.generate()
+        # O_EXCL: of two starters one writes, the other reads what the first wrote.
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return load_key(path)
+        with os.fdopen(fd, "w") as file:
+            file.write(bytes(key).hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return load_key(path)
+
+
+def operator_key(settings: Settings) -> SigningKey:
+    return ensure_key(settings.key_file(OPERATOR_KEY))
+
+
+# --- the store --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """PostgreSQL and blobs, behind their ports. Close it by leaving `store(...)`."""
+
+    settings: Settings
+    url: str
+    pool: Pool
+    entries: EntryLog
+    tiles: TileStore
+    blobs: BlobStore
+    queries: Queries
+
+
+def database_url(settings: Settings) -> str:
+    """DATABASE_URL, or where the embedded server of this home is (running or not)."""
+    return settings.database_url or EmbeddedPostgres(settings.root / "postgres").url
+
+
+@contextmanager
+def store(settings: Settings, *, pool_size: int = 8, name: str = "ledger") -> Iterator[Store]:
+    url = database_url(settings)
+    pool = connect(url, max_size=pool_size, name=name)
+    entries = PostgresEntryLog(pool)
+    try:
+        yield Store(
+            settings=settings,
+            url=url,
+            pool=pool,
+            entries=entries,
+            tiles=PostgresTileStore(pool),
+            blobs=FsspecBlobStore(settings.blobs_at),
+            queries=Queries(pool),
+        )
+    finally:
+        entries.close()
+        pool.close()
+
+
+@contextmanager
+def reachable_database(settings: Settings) -> Iterator[str]:
+    """A database URL that answers: the embedded server is started when nobody runs it."""
+    if settings.database_url:
+        yield settings.database_url
+    else:
+        with EmbeddedPostgres(settings.root / "postgres") as server:
+            yield server.url
+
+
+def projection_runner(store: Store) -> Runner:
+    return Runner(store.entries, PgRowStore(store.pool, TABLES))
+
+
+@contextmanager
+def application(store: Store, gates: Mapping[str, Gate] | None = None) -> Iterator[Ledger]:
+    """The ledger application on the gap-free recorder, with group commit."""
+    factory = GapFreeFactory.on(store.url, decorate=GroupCommit)
+    ledger = Ledger(
+        log=store.settings.log_origin,
+        operator=actor_of(bytes(operator_key(store.settings).verify_key)),
+        clock=system_clock,
+        index_of=store.entries.index_of,
+        gates=gates,
+        factory=factory,
+    )
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def log_signer(settings: Settings) -> LogSigner:
+    return LogSigner.open(
+        origin=settings.log_origin,
+        key_path=settings.key_file(LOG_KEY),
+        state_path=settings.root / "log" / "signed.json",
+    )
+
+
+# --- gates: facts outside the ledger that an event claims --------------------------------------
+
+
+def gates(blobs: BlobStore, base_digest: str) -> dict[str, Gate]:
+    def rows_match(event: Envelope) -> None:
+        body = event.body
+        _need_blob(blobs, body["rows_sha256"], "rows_sha256")
+        rows = decode_rows(blobs.get(body["rows_sha256"]))
+        if len(rows) != body["rows_count"] or rows_root(rows).hex() != body["rows_root"]:
+            raise InvalidEvent(
+                f"the blob has {len(rows)} rows with root {rows_root(rows).hex()}; the event says "
+                f"{body['rows_count']} and {body['rows_root']}",
+                field="body.rows_root",
+            )
+
+    def address_signed(event: Envelope) -> None:
+        from ledger.chain.evm_binding import verify_binding
+
+        verify_binding(
+            event.body["signature"],
+            actor=event.actor,
+            log=event.log,
+            address=event.body["address"],
+        )
+
+    def base_is_ours(event: Envelope) -> None:
+        if event.body["base_model"] != base_digest:
+            raise Conflict(
+                f"this ledger trains on base model {base_digest}; GET /v1/info names it",
+                field="body.base_model",
+            )
+
+    def blobs_there(*fields: str) -> Gate:
+        def check(event: Envelope) -> None:
+            for field in fields:
+                _need_blob(blobs, event.body[field], field)
+
+        return check
+
+    return {
+        "contribution.recorded": rows_match,
+        "identity.evm_bound": address_signed,
+        "run.requested": base_is_ours,
+        "run.completed": blobs_there(
+            "manifest_sha256", "adapter_sha256", "adapter_config_sha256", "index_sha256"
+        ),
+        "attribution.recorded": blobs_there("evidence_sha256"),
+    }
+
+
+def _need_blob(blobs: BlobStore, sha256: str, field: str) -> None:
+    if not blobs.has(sha256):
+        raise NotFound(f"blob {sha256} is not here: POST /v1/blobs first", field=f"body.{field}")
+
+
+# --- the API ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def api_services(settings: Settings) -> Iterator["Services"]:
+    """Everything the HTTP service works with; serving is attached when Ray is reachable."""
+    from ledger.api.auth import RateLimit
+    from ledger.api.services import Services
+
+    base = base_model(settings)
+    with (
+        store(settings, pool_size=API_POOL, name="api") as box,
+        application(box, gates(box.blobs, base["digest"])) as ledger,
+    ):
+        signer = log_signer(settings)
+        bundler = Bundler(
+            log=box.entries,
+            tiles=box.tiles,
+            blobs=box.blobs,
+            index=ScannedIndex(box.entries),
+            vkey=signer.vkey,
+        )
+        yield Services(
+            settings=settings,
+            ledger=ledger,
+            entries=box.entries,
+            tiles=box.tiles,
+            blobs=box.blobs,
+            credentials=PostgresCredentials(box.pool),
+            queries=box.queries,
+            log_files=LogFiles(log=box.entries, tiles=box.tiles),
+            prover=Prover(box.tiles),
+            bundle=_bundles(box, bundler),
+            payout_claim=payout_claim,
+            vkey=signer.vkey_text,
+            operator_key=operator_key(settings),
+            clock=system_clock,
+            rate_limit=RateLimit(settings.requests_per_minute),
+            info=_info(settings, signer.vkey_text, base),
+            health=lambda: health(box),
+            projected=projection_runner(box).position,
+            serving=serving_engine(settings),
+        )
+
+
+def _bundles(box: Store, bundler: Bundler) -> Callable[[int], bytes]:
+    """A bundle by leaf index, on the newest anchored checkpoint where there is one."""
+    lock = threading.Lock()  # the bundler's index is one shared dictionary
+
+    def build(index: int) -> bytes:
+        event = box.queries.event(index)
+        if event is None:
+            raise NotFound(f"entry {index} is not projected yet; retry in a second")
+        with lock:
+            return bundler.bundle(str(event["event"]), anchored=_newest_anchor(box))
+
+    return build
+
+
+def _newest_anchor(box: Store) -> Anchored | None:
+    for anchor in box.queries.anchors(limit=1):
+        checkpoint = box.tiles.checkpoint(int(anchor["size"]))
+        if checkpoint is not None:
+            section = json.loads(box.blobs.get(anchor["l1_sha256"]))
+            return Anchored(checkpoint=checkpoint, section=section)
+    return None
+
+
+def base_model(settings: Settings) -> dict[str, str]:
+    """`{"id", "path", "digest"}` of the model that adapters are trained for."""
+    from workers import base_model as models
+
+    path = Path(settings.base_model) if settings.base_model else models.BUNDLED
+    return {"id": path.name, "path": str(path), "digest": models.digest(path)}
+
+
+def workers_home(settings: Settings) -> Path:
+    """Where the workers keep Ray's address, snapshots, caches and their outbox."""
+    return settings.root / "workers"
+
+
+def serving_engine(settings: Settings) -> ServingEngine:
+    """OpenLoRA behind Ray. Connects on first use, and again when Ray was restarted."""
+    from workers.serving import RayServingEngine
+
+    engine: ServingEngine = RayServingEngine(workers_home(settings))
+    return engine
+
+
+def _info(settings: Settings, vkey: str, base: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "log": settings.log_origin,
+        "name": settings.name,
+        "version": package_version(),
+        "vkey": vkey,
+        "operator": actor_of(bytes(operator_key(settings).verify_key)),
+        "base_model": {"id": base["id"], "digest": base["digest"]},
+        "chain": deployed(settings),
+        "max_tokens_per_answer": settings.max_tokens_per_answer,
+    }
+
+
+def deployed(settings: Settings) -> dict[str, Any] | None:
+    """Contract addresses, as the chain room wrote them; None before deployment."""
+    path = settings.root / "chain" / "addresses.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def health(box: Store) -> list[tuple[str, bool, str]]:
+    """(name, ok, detail) for /readyz: the database answers, checkpoints and projections keep up."""
+    try:
+        size = box.entries.size()
+        newest = box.tiles.latest()
+        signed = newest.size if newest else 0
+        projected = projection_runner(box).position()
+    except LedgerError as error:
+        return [("database", False, error.message)]
+    return [
+        ("database", True, f"{size} events"),
+        ("checkpoint", newest is not None, f"signed to {signed} of {size}"),
+        ("projections", True, f"at {projected} of {size}"),
+    ]
+
+
+def package_version() -> str:
+    try:
+        return version("tributary-ledger")
+    except PackageNotFoundError:
+        return "0"
+
+
+# --- the chain --------------------------------------------------------------------------------
+
+
+def chain_key_file(settings: Settings) -> Path:
+    return settings.chain_key_file or settings.key_file(CHAIN_KEY)
+
+
+def wallet_of(path: Path) -> Any:
+    """The EVM account of a key file (mode 0600), made on first use."""
+    from ledger.chain.client import create_key
+    from ledger.chain.client import load_key as load_evm_key
+
+    if not path.exists():
+        create_key(path)
+    return load_evm_key(path)
+
+
+def sign_binding(wallet: Any, *, actor: str, log: str) -> str:
+    from ledger.chain.evm_binding import sign_binding as sign
+
+    return sign(wallet, actor=actor, log=log)
+
+
+def payout_claim(dump: dict[str, Any], address: str) -> dict[str, Any]:
+    """What `PayoutDistributor.claim` takes for an address, from a period's tree blob."""
+    from ledger.chain.payouts import load_payout_tree
+
+    tree = load_payout_tree(dump)
+    return {
+        "address": address,
+        "cumulative_wei": str(tree.amount(address)),
+        "proof": ["0x" + node.hex() for node in tree.proof(address)],
+    }
+
+
+def fund(settings: Settings, key_file: Path, amount_wei: int) -> None:
+    """Give a wallet coins on our own development chain; on any other chain do nothing."""
+    if settings.dev_chain and settings.chain_rpc_url:
+        from urllib.parse import urlsplit
+
+        from ledger.processes.chain import dev_chain
+
+        chain = dev_chain(settings)
+        chain.port = urlsplit(settings.chain_rpc_url).port or 0
+        chain.fund(wallet_of(key_file).address, amount_wei)
+
+
+def payouts(settings: Settings, key_file: Path, info: Mapping[str, Any]) -> Any:
+    """Escrow and distributor for the wallet in `key_file`, on the chain that the ledger names."""
+    from ledger.chain.deploy import Deployments
+    from ledger.chain.payouts import Payouts
+    from ledger.processes.chain import chain_client
+
+    chain = info.get("chain")
+    if chain is None:
+        raise NotFound("this ledger has not deployed its contracts yet")
+    known = {name: chain[name] for name in Deployments.__dataclass_fields__ if name in chain}
+    url = settings.chain_rpc_url or chain["rpc_url"]
+    client = chain_client(settings.model_copy(update={"chain_rpc_url": url}), key_file)
+    return Payouts(client, Deployments(**known))
+
+
+@contextmanager
+def chain_service(settings: Settings) -> Iterator["ChainService"]:
+    """Anchorer, watcher and settlement over one database and one chain."""
+    from ledger.processes.chain import build
+
+    with store(settings, pool_size=4, name="chain") as box, application(box) as ledger:
+        yield build(settings, box, ledger, operator_key(settings), chain_key_file(settings))

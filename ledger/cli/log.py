@@ -1,0 +1,76 @@
+"""The log: its checkpoint, its entries, lineage bundles, and verifying them offline."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledger.cli.context import Json, client, listing, out, show
+from ledger.errors import InvalidEvent
+
+app = typer.Typer(name="log", no_args_is_help=True, help="The append-only log.")
+
+
+@app.command()
+def checkpoint() -> None:
+    """The newest signed checkpoint (a C2SP signed note)."""
+    with client() as ledger:
+        sys.stdout.write(ledger.get_bytes("/log/checkpoint").decode())
+
+
+@app.command()
+def entry(event: Annotated[str, typer.Argument(help="Event id or leaf index.")]) -> None:
+    """One event, as recorded."""
+    with client() as ledger:
+        show(ledger.get(f"/v1/events/{event}"), as_json=True)
+
+
+@app.command("list")
+def list_events(
+    after: Annotated[int, typer.Option(help="Start behind this leaf index.")] = -1,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    as_json: Json = False,
+) -> None:
+    """Events in log order."""
+    with client() as ledger:
+        found = ledger.get("/v1/events", after=after, limit=limit)["items"]
+    listing(found, ["index", "type", "event", "actor"], as_json=as_json)
+
+
+@app.command()
+def bundle(
+    subject: Annotated[str, typer.Argument(help="Inference, adapter, run, ... or event id.")],
+    to: Annotated[Path | None, typer.Option("--to", help="File to write.")] = None,
+) -> None:
+    """Download a lineage bundle: the whole ancestry with proofs, to verify offline."""
+    path = to or Path(f"{subject}.lineage.json")
+    with client() as ledger:
+        data = ledger.get_bytes(f"/v1/bundles/{subject}")
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InvalidEvent(f"cannot write {path}: {error.strerror}") from error
+    out.print(f"{path}  {len(data)} bytes; now: tributary verify {path}")
+
+
+@app.command()
+def anchors(as_json: Json = False) -> None:
+    """Checkpoints that the L1 holds."""
+    with client() as ledger:
+        found = list(ledger.pages("/v1/anchors"))
+    listing(found, ["size", "root", "chain_id", "block_number", "tx_hash"], as_json=as_json)
+
+
+def register(root: typer.Typer) -> None:
+    """`tributary verify`: the same verifier as `python -m ledger.verify`."""
+
+    @root.command(
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        add_help_option=False,
+    )
+    def verify(context: typer.Context) -> None:
+        """Verify a lineage bundle offline (see `tributary verify --help`)."""
+        from ledger.verify.__main__ import main
+
+        raise typer.Exit(main(context.args))

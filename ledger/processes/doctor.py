@@ -1,0 +1,210 @@
+"""`tributary doctor`: each check says ok, warning or problem, and what to do. Changes nothing."""
+
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from ledger import bootstrap
+from ledger.config import Settings
+from ledger.errors import LedgerError
+from ledger.store.embedded import EmbeddedPostgres
+from ledger.store.migrate import pending
+
+MIN_FREE_BYTES = 2 * 2**30
+MAX_CLOCK_LAG_S = 5.0
+MIN_CHAIN_WEI = 10**16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    check: str
+    state: str
+    detail: str
+    do: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every finding, in the order in which one would mend them."""
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        _home, _keys, _disk, _database, _chain, _ray, _api,
+    )  # fmt: skip
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check(settings)
+        except LedgerError as error:
+            name = check.__name__.strip("_")
+            found.append(Finding(check=name, state="problem", detail=error.message))
+    return found
+
+
+def _home(settings: Settings) -> Iterator[Finding]:
+    if settings.root.is_dir():
+        yield Finding(check="home", state="ok", detail=str(settings.root))
+    else:
+        yield Finding(
+            check="home",
+            state="problem",
+            detail=f"{settings.root} does not exist",
+            do="run `tributary up` once, or set TRIBUTARY_HOME",
+        )
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    keys = settings.root / "keys"
+    loose = [p.name for p in keys.glob("*.key") if stat.S_IMODE(p.stat().st_mode) & 0o077]
+    missing = [n for n in ("operator", "log") if not settings.key_file(n).exists()]
+    if loose:
+        yield Finding(
+            check="keys",
+            state="problem",
+            detail=f"readable by others: {', '.join(sorted(loose))}",
+            do=f"chmod 600 {keys}/*.key",
+        )
+    elif missing:
+        yield Finding(
+            check="keys",
+            state="warning",
+            detail=f"not made yet: {', '.join(missing)}",
+            do="`tributary up` makes them; back them up afterwards",
+        )
+    else:
+        yield Finding(check="keys", state="ok", detail=f"{keys}, mode 0600")
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    where = settings.root if settings.root.exists() else settings.root.parent
+    free = shutil.disk_usage(where).free
+    state = "ok" if free > MIN_FREE_BYTES else "problem"
+    do = "" if state == "ok" else "free some space: PostgreSQL stops when the disk is full"
+    yield Finding(check="disk", state=state, detail=f"{free / 2**30:.1f} GiB free", do=do)
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    url = bootstrap.database_url(settings)
+    if settings.database_url is None and EmbeddedPostgres(settings.root / "postgres").pid is None:
+        yield Finding(
+            check="database",
+            state="problem",
+            detail="the embedded PostgreSQL does not run",
+            do="start it with `tributary up`, or set DATABASE_URL",
+        )
+        return
+    waiting = pending(url)
+    if waiting:
+        yield Finding(
+            check="migrations",
+            state="problem",
+            detail=f"pending: {', '.join(waiting)}",
+            do="run `tributary migrate`",
+        )
+        return
+    with bootstrap.store(settings, pool_size=2, name="doctor") as box:
+        start = time.time()
+        row = box.pool.getconn()
+        try:
+            cursor = row.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+            answer = cursor.fetchone()
+        finally:
+            box.pool.putconn(row)
+        lag = abs(float(answer[0]) - start) if answer else 0.0
+        yield Finding(check="database", state="ok", detail=f"{box.entries.size()} events")
+        yield Finding(
+            check="clock",
+            state="ok" if lag < MAX_CLOCK_LAG_S else "problem",
+            detail=f"{lag:.1f} s apart from the database's",
+            do="" if lag < MAX_CLOCK_LAG_S else "set both clocks by NTP",
+        )
+        position = bootstrap.projection_runner(box).position()
+        behind = box.entries.size() - position
+        yield Finding(
+            check="projections",
+            state="ok" if behind < 1_000 else "warning",
+            detail=f"{behind} events behind",
+            do="" if behind < 1_000 else "is the projector running? see logs/projector.log",
+        )
+        odd = len(box.queries.anomalies())
+        unpaid = len(box.queries.unexplained_claims())
+        yield Finding(
+            check="money",
+            state="ok" if not odd and not unpaid else "problem",
+            detail=f"{odd} anomalies, {unpaid} claims that no period explains",
+            do="" if not odd and not unpaid else "read the `anomalies` rows: each names its event",
+        )
+
+
+def _chain(settings: Settings) -> Iterator[Finding]:
+    known = bootstrap.deployed(settings)
+    if settings.chain_rpc_url is None:
+        running = _api_info(settings) is not None
+        yield Finding(
+            check="chain",
+            state="ok" if running else "warning",
+            detail="the development chain belongs to the running service"
+            if running
+            else "no CHAIN_RPC_URL, and no service that runs a development chain",
+            do="" if running else "start it with `tributary up`, or set CHAIN_RPC_URL",
+        )
+        return
+    from ledger.chain.deploy import load_deployments
+    from ledger.processes.chain import chain_client
+
+    client = chain_client(settings, bootstrap.chain_key_file(settings))
+    yield Finding(check="chain", state="ok", detail=f"id {client.chain_id}, block {client.head()}")
+    balance = client.balance(client.address)
+    yield Finding(
+        check="gas",
+        state="ok" if balance > MIN_CHAIN_WEI else "problem",
+        detail=f"{client.address} has {balance} wei",
+        do="" if balance > MIN_CHAIN_WEI else "send the chain account some native coin",
+    )
+    found = load_deployments(client, settings.root / "chain", origin=settings.log_origin)
+    yield Finding(
+        check="contracts",
+        state="ok" if found and known else "problem",
+        detail="deployed, code verified" if found else "not deployed",
+        do="" if found and known else "`tributary up` deploys them",
+    )
+
+
+def _ray(settings: Settings) -> Iterator[Finding]:
+    from workers.ray_cluster import find
+
+    info = find(bootstrap.workers_home(settings))
+    yield Finding(
+        check="ray",
+        state="ok" if info else "warning",
+        detail=info.address if info else "no Ray cluster is known",
+        do="" if info else "`tributary up` starts one, or set RAY_ADDRESS",
+    )
+
+
+def _api(settings: Settings) -> Iterator[Finding]:
+    info = _api_info(settings)
+    if info is None:
+        yield Finding(
+            check="api",
+            state="problem",
+            detail=f"{settings.url} does not answer",
+            do="start it with `tributary up`; see logs/api.log",
+        )
+        return
+    ready = httpx.get(f"{settings.url}/readyz", timeout=5).status_code == 200
+    yield Finding(
+        check="api",
+        state="ok" if ready else "problem",
+        detail=f"{settings.url}, log {info['log']}, {info['size']} entries",
+        do="" if ready else f"see {settings.url}/readyz",
+    )
+
+
+def _api_info(settings: Settings) -> dict[str, object] | None:
+    try:
+        found: dict[str, object] = httpx.get(f"{settings.url}/v1/info", timeout=5).json()
+        return found
+    except (httpx.HTTPError, ValueError):
+        return None
