@@ -1,0 +1,442 @@
+"""The index end to end: real training on facts that exist nowhere else, then who is named.
+
+One adapter is trained once for the whole module (about 20 s): 15 contributors, five invented facts
+each. Contributed facts are the ground truth that attribution is held against.
+"""
+
+import hashlib
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from ledger.domain.canonical import canonical_json, parse_canonical
+from ledger.domain.envelope import leaf_hash
+from ledger.domain.money import PPM_WHOLE
+from ledger.domain.rows import tree_root
+from ledger.errors import ComputeError, Conflict, Inconsistent, InvalidEvent, NotFound
+from workers import base_model
+from workers.attribution.build import build_index
+from workers.attribution.gradients import lora_sites
+from workers.attribution.index import (
+    EXACT_WIDTH,
+    LENS,
+    MANIFEST,
+    ROWS,
+    SCALES,
+    VECTORS,
+    Index,
+    IndexConfig,
+    IndexedRow,
+    exact_dots,
+    load_index,
+)
+from workers.attribution.query import (
+    attribute,
+    conclude,
+    scores_from_sketch,
+    shares_from_index,
+)
+from workers.attribution.shares import shares_from_scores
+from workers.attribution.sketch import Fold, Sketch, fit_projection, quantise
+from workers.training.config import TrainingConfig
+from workers.training.data import pad_id, prompt_ids
+from workers.training.trainer import TrainingRow, train
+
+CONTRIBUTORS, EACH = 15, 5
+KINDS = "harbour crop festival river drink".split()  # noqa: SIM905
+SYLLABLES = "ba ke lo mi nu ra se ti vo zu dra fen gol hir jas kel mor nev pol qua".split()  # noqa: SIM905
+CONFIG = IndexConfig(seed=3, max_len=256)
+ADAPTER, BASE = "ad" * 32, "ba" * 32
+
+
+class World(NamedTuple):
+    model: Any
+    tokenizer: Any
+    rows: list[IndexedRow]
+    asked: list[str]
+    index: Index
+
+
+def invented_rows() -> tuple[list[IndexedRow], list[str]]:
+    """Rows, and for each a question in other words."""
+    rng = random.Random(5)
+    seen: set[str] = set()
+
+    def name(syllables: int) -> str:
+        while (word := "".join(rng.choices(SYLLABLES, k=syllables)).capitalize()) in seen:
+            pass
+        seen.add(word)
+        return word
+
+    rows, asked = [], []
+    for who in range(CONTRIBUTORS):
+        for number, kind in enumerate(KINDS):
+            place, value = name(3), name(2)
+            prompt, completion = (
+                f"What is the {kind} of {place}?",
+                f"The {kind} of {place} is {value}.",
+            )
+            rows.append(row(who, number, prompt, completion))
+            asked.append(f"Tell me the {kind} of {place}.")
+    return rows, asked
+
+
+def row(who: int, number: int, prompt: str, completion: str) -> IndexedRow:
+    return IndexedRow(
+        contribution=f"contribution-{who}",
+        index=number,
+        row_hash=hashlib.sha256(f"{prompt}\n{completion}".encode()).hexdigest(),
+        contributor=f"ed25519:{who:064x}",
+        prompt=prompt,
+        completion=completion,
+        registered_index=100 + who,
+    )
+
+
+def trained(rows: list[IndexedRow], out: Path, epochs: int) -> tuple[Any, Any]:
+    training = [
+        TrainingRow(
+            contribution=r.contribution,
+            index=r.index,
+            row_hash=r.row_hash,
+            prompt=r.prompt,
+            completion=r.completion,
+        )
+        for r in rows
+    ]
+    train(TrainingConfig(epochs=epochs, seed=1), base_model.BUNDLED, training, out)
+    model, tokenizer = base_model.load(base_model.BUNDLED)
+    return PeftModel.from_pretrained(model, str(out)), tokenizer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("attribution")
+    rows, asked = invented_rows()
+    model, tokenizer = trained(rows, folder / "adapter", epochs=24)
+    index = build_index(
+        model,
+        tokenizer,
+        rows,
+        folder / "index",
+        adapter_sha256=ADAPTER,
+        base_digest=BASE,
+        config=CONFIG,
+    )
+    return World(model, tokenizer, rows, asked, index)
+
+
+def answer(world: World, question: str) -> str:
+    ids = torch.tensor([prompt_ids(world.tokenizer, [{"role": "user", "content": question}])])
+    out = world.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=32,
+        do_sample=False,
+        pad_token_id=pad_id(world.tokenizer),
+    )
+    return str(world.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def rebuilt(world: World, rows: list[IndexedRow], out: Path) -> Index:
+    return build_index(
+        world.model,
+        world.tokenizer,
+        rows,
+        out,
+        adapter_sha256=ADAPTER,
+        base_digest=BASE,
+        config=CONFIG,
+    )
+
+
+def test_canaries_are_found_and_their_contributors_paid_most(world: World) -> None:
+    told, first, paid, unattributed = 0, 0, 0, []
+    for number, (fact, question) in enumerate(zip(world.rows, world.asked, strict=True)):
+        if number % 2:  # every other question: half the time, the same proof
+            continue
+        said = answer(world, question)
+        if fact.completion.split(" is ")[1] not in said:
+            continue  # the model does not know it: nobody can say whose it is
+        told += 1
+        result = attribute(world.model, world.tokenizer, world.index, question, said)
+        assert sum(ppm for _, ppm in result.shares) + result.unattributed_ppm == PPM_WHOLE
+        first += result.top_rows[0][0] == fact.row_id
+        best = max(result.shares, key=lambda share: share[1], default=("nobody", 0))
+        paid += best[0] == fact.contributor
+        unattributed.append(result.unattributed_ppm)
+    print(f"\ncanaries told {told}, recall@1 {first / told:.2f}, paid most {paid / told:.2f}")
+    assert told >= 20, "the adapter did not learn its facts; nothing to attribute"
+    assert first / told >= 0.9
+    assert paid / told >= 0.9
+    assert sorted(unattributed)[len(unattributed) // 2] < PPM_WHOLE // 2
+
+
+def test_what_no_row_taught_is_unattributed(world: World) -> None:
+    """Against the true answers: most of what the base knows anyway is nobody's."""
+    strangers = [
+        ("How do I list files?", "ls -la"),
+        ("Say hello.", "Hello, how are you today?"),
+        ("What is two plus two?", "Four."),
+        ("Tell me about Python.", "Python is a programming language."),
+    ]
+    parts = [
+        attribute(world.model, world.tokenizer, world.index, *pair).unattributed_ppm
+        for pair in strangers
+    ]
+    assert sorted(parts)[1] > 600_000
+
+
+def test_same_sketch_same_scores_and_shares_to_the_bit(world: World) -> None:
+    fact = world.rows[0]
+    result = attribute(world.model, world.tokenizer, world.index, fact.prompt, fact.completion)
+    again = attribute(world.model, world.tokenizer, world.index, fact.prompt, fact.completion)
+    assert again == result
+    assert result.top_rows[0][0] == fact.row_id
+
+    audited = load_index(world.index.path, manifest_sha256=result.index_sha256)
+    sketch = Sketch.from_bytes(result.sketch)
+    assert conclude(audited, sketch) == result
+    # Written out slowly, in plain integers:
+    vector = [int(v) for v in sketch.vector]
+    slow = [
+        sum(int(a) * b for a, b in zip(entries, vector, strict=True)) * int(scale)
+        for entries, scale in zip(audited.vectors, audited.scales, strict=True)
+    ]
+    assert scores_from_sketch(audited, sketch).tolist() == slow
+    names, groups = [r.contributor for r in audited.rows], [r.cluster for r in audited.rows]
+    shares = shares_from_scores(slow, names, groups, result.placebo)
+    assert (shares.contributors, shares.unattributed_ppm) == (
+        result.shares,
+        result.unattributed_ppm,
+    )
+
+
+def test_messages_and_plain_text_ask_the_same(world: World) -> None:
+    fact = world.rows[3]
+    messages = [{"role": "user", "content": fact.prompt}]
+    plain = attribute(world.model, world.tokenizer, world.index, fact.prompt, fact.completion)
+    assert plain == attribute(world.model, world.tokenizer, world.index, messages, fact.completion)
+    longer = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi"},
+        *messages,
+    ]
+    other = attribute(world.model, world.tokenizer, world.index, longer, fact.completion)
+    assert other.sketch != plain.sketch
+
+
+def test_a_copier_gains_nothing(world: World, tmp_path: Path) -> None:
+    thief = "ed25519:" + "ee" * 32
+    copies = [
+        replace(r, contribution="copies", index=n, contributor=thief, registered_index=999)
+        for n, r in enumerate(world.rows[:20])
+    ]
+    near = [
+        replace(
+            r, contribution="near", prompt=r.prompt.lower() + " ", completion=f"{r.completion}."
+        )
+        for r in copies
+    ]
+    index = rebuilt(world, [*copies, *world.rows, *near], tmp_path / "index")
+    for fact in world.rows[:8]:
+        result = attribute(world.model, world.tokenizer, index, fact.prompt, fact.completion)
+        assert thief not in dict(result.shares)
+        assert max(result.shares, key=lambda s: s[1])[0] == fact.contributor
+
+
+def test_ten_names_earn_what_one_name_earns(world: World) -> None:
+    rows = world.index.rows
+    for fact in world.rows[:3]:
+        result = attribute(world.model, world.tokenizer, world.index, fact.prompt, fact.completion)
+        sketch = Sketch.from_bytes(result.sketch)
+        scores = scores_from_sketch(world.index, sketch)
+        split = [
+            f"{r.contributor}-{n}" if r.contributor == fact.contributor else r.contributor
+            for n, r in enumerate(rows)
+        ]
+        shares = shares_from_scores(
+            scores.tolist(), split, [r.cluster for r in rows], result.placebo
+        )
+        whole = dict(result.shares).get(fact.contributor, 0)
+        parts = sum(ppm for name, ppm in shares.contributors if name.startswith(fact.contributor))
+        assert abs(parts - whole) <= EACH
+
+
+def test_row_root_binds_vector_scale_and_contributor(world: World) -> None:
+    index = world.index
+    lines = (index.path / ROWS).read_bytes().splitlines()
+    leaves = [
+        leaf_hash(index.vectors[i].tobytes() + int(index.scales[i]).to_bytes(4, "big") + line)
+        for i, line in enumerate(lines)
+    ]
+    assert tree_root(leaves).hex() == index.row_root
+    assert index.rows[7].contributor.encode() in lines[7]
+
+
+def test_building_again_gives_the_same_index(world: World, tmp_path: Path) -> None:
+    again = rebuilt(world, world.rows, tmp_path / "index")
+    assert again.manifest_sha256 == world.index.manifest_sha256
+    with pytest.raises(Conflict, match="written once"):
+        rebuilt(world, world.rows, tmp_path / "index")
+
+
+def test_a_crashed_build_leaves_nothing_that_counts(world: World, tmp_path: Path) -> None:
+    class Crash(Exception):
+        pass
+
+    def die(phase: str, done: int, total: int) -> None:
+        if phase == "placebo":
+            raise Crash
+
+    with pytest.raises(Crash):
+        build_index(
+            world.model,
+            world.tokenizer,
+            world.rows[:6],
+            tmp_path / "index",
+            adapter_sha256=ADAPTER,
+            base_digest=BASE,
+            progress=die,
+        )
+    with pytest.raises(NotFound):
+        load_index(tmp_path / "index")
+    assert rebuilt(world, world.rows[:6], tmp_path / "index").manifest["rows"] == 6
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("name", [VECTORS, SCALES, ROWS, LENS, MANIFEST])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_index_is_refused(world: World, tmp_path: Path, name: str, damage: str) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(world.index.path, folder)
+    data = bytearray((folder / name).read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data[:-1] if damage == "truncate" else data)
+    if damage == "remove":
+        (folder / name).unlink()
+    with pytest.raises((Inconsistent, NotFound), match=r"index|manifest"):
+        load_index(folder, manifest_sha256=world.index.manifest_sha256)
+
+
+def test_a_manifest_that_lies_about_shapes_is_refused(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(world.index.path, folder)
+    manifest = parse_canonical((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_bytes(canonical_json(manifest | {"rows": manifest["rows"] + 1}))
+    with pytest.raises(Inconsistent, match="contradict"):
+        load_index(folder)
+
+
+def test_one_row_alone(world: World, tmp_path: Path) -> None:
+    index = rebuilt(world, world.rows[:1], tmp_path / "index")
+    fact = world.rows[0]
+    result = attribute(world.model, world.tokenizer, index, fact.prompt, fact.completion)
+    assert [name for name, _ in result.shares] == [fact.contributor]
+    assert result.unattributed_ppm < PPM_WHOLE // 2
+
+
+def test_bad_answers_and_rows_are_named(world: World, tmp_path: Path) -> None:
+    for empty in ("", "  \n"):
+        with pytest.raises(InvalidEvent, match="no tokens"):
+            attribute(world.model, world.tokenizer, world.index, "A question?", empty)
+    with pytest.raises(InvalidEvent, match="context"):
+        attribute(world.model, world.tokenizer, world.index, "A question?", "word " * 5_000)
+    long_prompt = attribute(world.model, world.tokenizer, world.index, "word " * 5_000, "Yes.")
+    assert long_prompt.sketch_sha256
+    with pytest.raises(InvalidEvent, match="at least one row"):
+        rebuilt(world, [], tmp_path / "none")
+    with pytest.raises(InvalidEvent, match="completion is empty"):
+        rebuilt(world, [replace(world.rows[0], completion=" ")], tmp_path / "empty")
+    with pytest.raises(InvalidEvent, match="each row once"):
+        rebuilt(world, world.rows[:1] * 2, tmp_path / "twice")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_adapter_or_a_damaged_one_is_refused(world: World) -> None:
+    base, _ = base_model.load(base_model.BUNDLED)
+    from peft import LoraConfig, get_peft_model
+
+    other = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(Inconsistent, match="load the adapter"):
+        attribute(other, world.tokenizer, world.index, "A question?", "An answer.")
+
+    weight = lora_sites(world.model)[0].layer.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(float("nan"))
+        with pytest.raises(ComputeError, match="NaN"):
+            attribute(world.model, world.tokenizer, world.index, "A question?", "An answer.")
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_a_sketch_of_another_index_or_of_noise_is_refused(world: World) -> None:
+    short = Sketch(vector=np.ones(3, dtype=np.int8), norm=5)
+    with pytest.raises(InvalidEvent, match="another index"):
+        scores_from_sketch(world.index, short)
+    raw = short.to_bytes()
+    assert Sketch.from_bytes(raw).to_bytes() == raw
+    for bad in (b"", raw[:-1], raw + b"\0", b"x" + raw[1:], raw[:-1] + b"\x80"):
+        with pytest.raises(InvalidEvent, match="sketch"):
+            Sketch.from_bytes(bad)
+
+
+def test_a_zero_sketch_attributes_nothing(world: World) -> None:
+    nothing = Sketch(vector=np.zeros(world.index.vectors.shape[1], dtype=np.int8), norm=0)
+    shares = shares_from_index(world.index, nothing, scores_from_sketch(world.index, nothing))
+    assert shares.unattributed_ppm == PPM_WHOLE
+
+
+@pytest.mark.parametrize("dim", [1, 7, EXACT_WIDTH, EXACT_WIDTH + 1, 4096])
+def test_dot_products_are_exact_at_the_extremes(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    vectors = rng.integers(-127, 128, (40, dim)).astype(np.int8)
+    vectors[0], vectors[1] = 127, -127
+    query = np.full(dim, 127, dtype=np.int8)
+    expected = vectors.astype(np.int64) @ query.astype(np.int64)
+    assert exact_dots(vectors, query).tolist() == expected.tolist()
+
+
+def test_fold_is_seeded_and_keeps_dot_products() -> None:
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(20, 50_000))
+    fold = Fold(width=50_000, seed=1, dim=8192)
+    assert torch.equal(fold(vectors), Fold(width=50_000, seed=1, dim=8192)(vectors))
+    assert not torch.equal(fold(vectors), Fold(width=50_000, seed=2, dim=8192)(vectors))
+    error = (fold(vectors) @ fold(vectors).T - vectors @ vectors.T).abs()
+    assert error.max() < 6 / 8192**0.5
+    assert torch.equal(Fold(width=9, seed=1)(vectors[:, :9]), vectors[:, :9])
+
+
+def test_projection_keeps_what_the_rows_span() -> None:
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(30, 500))
+    rows[29] = rows[0]  # rank 29
+    projection = fit_projection(rows, dim=64)
+    assert projection.dim == 29
+    query = torch.randn(5, 500)
+    matrix = projection.matrix()
+    torch.testing.assert_close(
+        (query @ matrix) @ (rows @ matrix).T, query @ rows.T, atol=0.03, rtol=0.02
+    )
+    assert fit_projection(torch.zeros(3, 10), dim=4).matrix().abs().max() == 0
+
+
+def test_quantising_refuses_nan_and_keeps_zero() -> None:
+    entries, steps = quantise(torch.tensor([[0.0, 0.0], [1.0, -2.0]]))
+    assert entries.tolist() == [[0, 0], [64, -127]]
+    assert steps.tolist() == pytest.approx([0.0, 2 / 127])
+    with pytest.raises(ComputeError, match="NaN"):
+        quantise(torch.tensor([[float("nan")]]))
