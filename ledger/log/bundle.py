@@ -7,6 +7,7 @@ that would not verify is a bug, and the tests verify every one that they assembl
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol
 
 from ledger.domain.envelope import Entry, decode_entry
@@ -54,9 +55,11 @@ class ScannedIndex:
         self._log = log
         self._read = 0
         self._first: dict[tuple[str, str, str], int] = {}
+        self._lock = Lock()  # two readers at once would count the same batch twice and skip one
 
     def first(self, event_type: str, kind: str, id: str) -> int | None:
-        self._catch_up()
+        with self._lock:
+            self._catch_up()
         return self._first.get((event_type, kind, id))
 
     def _catch_up(self) -> None:

@@ -167,7 +167,7 @@ def _check_l1(
         facts = verify_l1(bundle.l1.section, size=anchored.size, root=anchored.root)
     except ImportError as error:
         return _skip_l1(
-            f"the library {error.name or 'rlp'} is missing; "
+            f"a library is missing ({printable(str(error))}): "
             "pip install 'tributary-ledger[l1]' to check it",
             required,
         ), None

@@ -10,7 +10,6 @@ import pytest
 
 from ledger.errors import Conflict, Inconsistent, NotFound, StorageError
 from ledger.log import sequencer as room
-from ledger.log import signer as signer_room
 from ledger.log.prover import Prover
 from ledger.log.sequencer import Sequencer
 from ledger.log.serving import BINARY, TEXT, LogFiles
@@ -18,6 +17,7 @@ from ledger.log.signer import LogSigner, SignedTree
 from ledger.ports import StoredCheckpoint
 from ledger.verify.checkpoint import open_checkpoint
 from ledger.verify.merkle import leaf_hash, tree_root, verify_consistency, verify_inclusion
+from ledger.verify.note import sign_text
 from ledger.verify.tiles import decode_entries, tile_hashes, tile_path, tiles_of
 from ledger.verify.tlog_proof import verify_tlog_proof
 from tests.fakes import MemoryEntryLog, MemoryTileStore
@@ -166,7 +166,7 @@ def test_killed_around_the_signature(
     house.sequencer.step()
     house.grow(300)
     target: Any = LogSigner if point == "_remember" else "ledger.log.signer"
-    honest = LogSigner._remember if point == "_remember" else signer_room.sign_text
+    honest = LogSigner._remember if point == "_remember" else sign_text
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         if when == "after":

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from ledger.domain.canonical import canonical_json
 from ledger.domain.envelope import encode_entry, sign_event
+from ledger.domain.events import CATALOGUE
 from ledger.errors import (
     AnchorMismatch,
     BadSignature,
@@ -395,6 +397,17 @@ def test_hostile_entries_only_fail_as_designed(
         return
     with pytest.raises(VerificationError):
         verify_bundle(spoilt(good, lambda v: v["entries"][at].update({field: value})))
+
+
+@settings(max_examples=300, deadline=None)
+@given(type=st.sampled_from(sorted(CATALOGUE)), data=st.data())
+def test_hostile_events_only_fail_as_designed(type: str, data: st.DataObject) -> None:
+    """Well signed, well placed, and with anything in the body."""
+    fields = CATALOGUE[type].fields
+    body = data.draw(st.fixed_dictionaries(dict.fromkeys(fields, json_values)))
+    raw = sign_event(key("ann"), type=type, log=ORIGIN, body=body, id=UUID(name("e")), at=NOW)
+    with suppress(VerificationError):
+        verify_bundle(one_entry(encode_entry(0, NOW, raw)))
 
 
 def test_deep_nesting_and_size_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
