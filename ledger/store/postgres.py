@@ -181,7 +181,7 @@ class PostgresEntryLog:
     def _listen(self) -> None:
         while not self._closing.is_set():
             # An outage is for callers to report, through size(); here it is only waited out.
-            with suppress(psycopg.Error):
+            with suppress(psycopg.Error, StorageError):
                 self._listen_once()
             self._closing.wait(RECONNECT_S)
 

@@ -115,13 +115,13 @@ class GapFreeRecorder(PostgresApplicationRecorder):
         deadline = time.monotonic() + MAX_OUTAGE_S
         while True:
             try:
-                return self._append(stored_events, event_ids)
-            except IntegrityError:
-                if in_doubt:
-                    stored = self._stored_as(stored_events, event_ids)
-                    if stored is not None:
-                        return stored
-                raise
+                try:
+                    return self._append(stored_events, event_ids)
+                except IntegrityError:
+                    stored = self._stored_as(stored_events, event_ids) if in_doubt else None
+                    if stored is None:
+                        raise
+                    return stored
             except (OperationalError, InterfaceError) as error:
                 in_doubt = True
                 if time.monotonic() > deadline:

@@ -65,9 +65,10 @@ def test_wait_is_woken_by_the_notification_not_by_the_poll(
     threading.Timer(0.2, _append, [pg_url]).start()
     assert log.wait(0, 30.0) == 1
     assert time.monotonic() - started < 20
-    _append(pg_url)  # wakes the listener, which then sees that it is closed
-    threading.Timer(0.2, _append, [pg_url]).start()
+    waker = threading.Timer(0.2, _append, [pg_url])  # the listener then sees that it is closed
+    waker.start()
     log.close()
+    waker.join()
 
 
 def test_close_frees_waiters(pool: Pool) -> None:
