@@ -6,8 +6,8 @@ closes that pipe however the owner ends, SIGKILL included, so a clean stop and a
 the same path. `ray stop` is never used: it ends every Ray of the user on the machine.
 
 Ray's own processes follow `ray start --block` (the kernel tells them of its death). What may
-outlive it, a job's driver that just forked, is found by MARK, an environment variable that all
-of this Ray's processes inherit, and ended by pid. Elsewhere than on Linux there is no /proc, and
+outlive it, a job's driver that just forked, is found by MARK (`NAME=value`), an environment
+variable that all of this Ray's processes inherit, and ended by pid. Elsewhere than on Linux there is no /proc, and
 that last sweep finds nothing.
 """
 

@@ -53,7 +53,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 MAX_TEMP_CHARS = 40
 """sockaddr_un.sun_path holds 103 usable bytes; Ray adds up to 62 of its own."""
 NEVER_S = 2**31 - 1
-_MARK = "TRIBUTARY_RAY_HOME"
+_HOME_MARK, _RUN_MARK = "TRIBUTARY_RAY_HOME", "TRIBUTARY_RAY_RUN"
 _LOOPBACK = "127.0.0.1"
 
 
@@ -164,7 +164,7 @@ class LocalRay:
     @property
     def mark(self) -> str:
         """`NAME=value` in the environment of every process of this Ray."""
-        return f"{_MARK}={self.folder}"
+        return f"{_HOME_MARK}={self.folder}"
 
     def alive(self) -> bool:
         if self._guard is not None:
@@ -249,10 +249,13 @@ class LocalRay:
         log = self.folder / "ray.log"
         log.write_bytes(b"")
         guard = [sys.executable, "-I", "-S", _ray_guard.__file__]
+        # The guard ends what carries this start's own mark: a guard that is late, its owner killed
+        # and another Ray started meanwhile, must not end that one.
+        run_mark = f"{_RUN_MARK}={secrets.token_hex(8)}"
         self._guard = subprocess.Popen(
-            [*guard, str(log), self.mark, *self._command(dashboard)],
+            [*guard, str(log), run_mark, *self._command(dashboard)],
             stdin=subprocess.PIPE,
-            env=_cluster_environment(token),
+            env={**_cluster_environment(token), _HOME_MARK: str(self.folder)},
             cwd=self.temp,
             start_new_session=True,
         )
@@ -337,7 +340,8 @@ def connect(info: ClusterInfo) -> None:
     """
     global _connected
     with _connecting:
-        os.environ.update(info.env())
+        # Not RAY_ADDRESS: that is for people to set, and what we start must not take ours for it.
+        os.environ.update({k: v for k, v in info.env().items() if k != "RAY_ADDRESS"})
         import ray
 
         if ray.is_initialized():

@@ -1,0 +1,40 @@
+"""What Ray raises, as the errors of `ledger.errors`. Knows Ray's exceptions and nothing else."""
+
+from ray import exceptions as rx
+
+from ledger import errors
+from ledger.errors import Backpressure, ComputeError, LedgerError
+
+
+def designed(error: BaseException) -> LedgerError:
+    """The designed error behind what a Ray call raised; ComputeError (retryable) for the rest.
+
+    An error of an inner room comes back as its ancestor in `ledger.errors`, whose name the API's
+    clients know; message and detail stay.
+    """
+    if isinstance(error, LedgerError):
+        return _plain(error)
+    if isinstance(error, rx.RayTaskError):
+        if isinstance(error.cause, LedgerError):
+            return _plain(error.cause)
+        return ComputeError(
+            f"a worker made a mistake ({type(error.cause).__name__}: {error.cause}); its log in "
+            "<home>/workers/ray/logs says where"
+        )
+    if isinstance(error, rx.TaskCancelledError):
+        return ComputeError("the work was cancelled")
+    if isinstance(error, rx.RayActorError | rx.WorkerCrashedError | rx.NodeDiedError):
+        return ComputeError("the worker process died; it is being restarted, retry")
+    if isinstance(error, rx.GetTimeoutError | TimeoutError):
+        return ComputeError("the worker did not answer in time; retry")
+    return ComputeError(f"Ray failed: {type(error).__name__}: {str(error)[:300]}")
+
+
+def _plain(error: LedgerError) -> LedgerError:
+    cls = next(c for c in type(error).__mro__ if c.__module__ == errors.__name__)
+    detail = dict(error.detail)
+    if issubclass(cls, Backpressure):
+        seconds = int(str(detail.pop("retry_after_s", 1)))
+        return Backpressure(error.message, retry_after_s=seconds, **detail)
+    assert issubclass(cls, LedgerError)
+    return cls(error.message, **detail)

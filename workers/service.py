@@ -1,0 +1,236 @@
+"""The worker service: Ray, serving, training and attribution of one ledger, in one foreground
+process. `python -m workers.service --api URL --key-file F --home DIR`.
+
+The composition root of `workers`. It starts the local Ray (or uses the one at RAY_ADDRESS), keeps
+the OpenLoRA actor up, and runs the dispatcher's and the attribution loop on a thread each until
+SIGTERM. It holds no state: killed with -9, its Ray ends with it, and the next start goes on from
+the ledger, the outboxes and the snapshots in `home`. When Ray dies under it, it starts another.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ledger.errors import ComputeError, ConfigError, LedgerError, Unavailable
+from workers import base_model as models
+from workers import ray_cluster
+from workers.attribute import ATTRIBUTE_TIMEOUT_S, Attribution, Attributor
+from workers.dispatch import Dispatcher, RayJobs
+from workers.link import WorkerSpec
+from workers.outbox import Outbox
+
+log = structlog.get_logger(__name__)
+
+WATCH_S = 1.0
+REFRESH_S = 3.0
+MAX_PAUSE_S = 15.0
+STOP_S = 5.0
+
+
+def run(
+    *,
+    api: str,
+    key_file: Path,
+    home: Path,
+    stop: threading.Event,
+    base_model: str | Path | None = None,
+    ray_address: str | None = None,
+    ray_cpus: int | None = None,
+    threads: int = 1,
+) -> None:
+    """Serve until `stop`. `ray_address` None means RAY_ADDRESS of the environment, or a local Ray.
+
+    Raises ConfigError for a key or base model that is not there, ComputeError when Ray does not
+    start.
+    """
+    spec = WorkerSpec(
+        api=api,
+        key_file=Path(key_file).absolute(),
+        home=Path(home).absolute(),
+        base_model=Path(base_model).absolute() if base_model else None,
+    )
+    spec.base_path()  # fail at once, and not in an actor's log
+    client = spec.client()
+    spec.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    cluster = ray_cluster.open_cluster(
+        spec.home, address=ray_address or os.environ.get("RAY_ADDRESS"), num_cpus=ray_cpus
+    )
+    actors = _Actors(spec, cluster, threads)
+    loops: list[threading.Thread] = []
+    ended = threading.Event()
+    try:
+        _start(cluster)
+        _wait_for_ledger(client, stop)
+        outbox = Outbox(client, spec.home / "outbox")
+        dispatcher = Dispatcher(spec, client, outbox, RayJobs(lambda: cluster.info, spec))
+        attributor = Attributor(
+            client, Outbox(client, spec.home / "outbox-attribution"), actors.attribute
+        )
+        loops = [
+            threading.Thread(target=_loop, args=(work, stop, ended), name=name, daemon=True)
+            for name, work in (("dispatch", dispatcher.run), ("attribution", attributor.run))
+        ]
+        for loop in loops:
+            loop.start()
+        _watch(cluster, actors, stop, ended)
+    finally:
+        stop.set()
+        for loop in loops:
+            loop.join(STOP_S)  # one may wait for Ray; it holds nothing that a kill would break
+        ray_cluster.disconnect()
+        cluster.stop()
+        client.close()
+        log.info("worker service stopped")
+
+
+class _Actors:
+    """Handles in the cluster that is up now. `attribute` is called by one thread."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        cluster: ray_cluster.LocalRay | ray_cluster.AttachedRay,
+        threads: int,
+    ) -> None:
+        self._spec = spec
+        self._cluster = cluster
+        self._threads = threads
+        self._attribution: tuple[str, Any] | None = None
+        self._serving: tuple[str, Any] | None = None
+
+    def keep_serving(self) -> int:
+        """Start or find the OpenLoRA actor, and have it look at the ledger."""
+        import ray
+
+        from workers.actors import serving_actor
+        from workers.ray_errors import designed
+
+        info = self._connected()
+        try:
+            if self._serving is None or self._serving[0] != info.address:
+                actor = serving_actor(self._spec, self._threads)
+                digest = ray.get(actor.ready.remote(), timeout=ATTRIBUTE_TIMEOUT_S)
+                if digest != models.digest(self._spec.base_path()):
+                    ray.kill(actor)  # left by a service with another base model
+                    raise ComputeError(f"the OpenLoRA actor served base model {digest}; replacing")
+                self._serving = (info.address, actor)
+                log.info("serving", base_model=digest, ray=info.address)
+            return int(ray.get(self._serving[1].refresh.remote(), timeout=ATTRIBUTE_TIMEOUT_S))
+        except ray.exceptions.RayError as error:
+            self._serving = None
+            raise designed(error) from error
+
+    def attribute(self, inference: Mapping[str, Any]) -> Attribution:
+        import ray
+
+        from workers.actors import attribution_actor
+        from workers.ray_errors import designed
+
+        info = self._connected()
+        try:
+            if self._attribution is None or self._attribution[0] != info.address:
+                self._attribution = (info.address, attribution_actor(self._spec, self._threads))
+            call = self._attribution[1].attribute.remote(dict(inference))
+            found: Attribution = ray.get(call, timeout=ATTRIBUTE_TIMEOUT_S)
+            return found
+        except ray.exceptions.RayError as error:
+            raise designed(error) from error
+
+    def _connected(self) -> ray_cluster.ClusterInfo:
+        info = self._cluster.info
+        ray_cluster.connect(info)
+        return info
+
+
+def _start(cluster: ray_cluster.LocalRay | ray_cluster.AttachedRay) -> None:
+    cluster.start()
+    if isinstance(cluster, ray_cluster.LocalRay) and not cluster.owned:
+        raise ConfigError(
+            f"another worker service runs in {cluster.folder.parent}; stop it, or give --home"
+        )
+    log.info("ray is up", address=cluster.info.address, jobs=cluster.info.jobs_url)
+
+
+def _wait_for_ledger(client: Any, stop: threading.Event) -> None:
+    """The API may be starting beside us. Its address being wrong shows in the log."""
+    pause_s = 0.2
+    while not stop.is_set():
+        try:
+            log.info("ledger found", log=client.log, url=client.url)
+            return
+        except Unavailable as error:
+            log.info("waiting for the ledger", why=error.message)
+            pause_s = min(MAX_PAUSE_S, 1.5 * pause_s)
+            stop.wait(pause_s)
+
+
+def _watch(
+    cluster: ray_cluster.LocalRay | ray_cluster.AttachedRay,
+    actors: _Actors,
+    stop: threading.Event,
+    ended: threading.Event,
+) -> None:
+    pause_s = 0.0
+    while not stop.wait(pause_s) and not ended.is_set():
+        pause_s = REFRESH_S
+        try:
+            if not cluster.alive():
+                log.error("ray died, starting another")
+                ray_cluster.disconnect()
+                _start(cluster)
+            actors.keep_serving()
+        except LedgerError as error:
+            log.warning("serving waits", error=error.slug, why=error.message)
+            pause_s = WATCH_S
+    if ended.is_set() and not stop.is_set():
+        raise ComputeError("a loop of the worker service ended by a mistake; see the log above")
+
+
+def _loop(work: Any, stop: threading.Event, ended: threading.Event) -> None:
+    try:
+        work(stop)
+    except Exception:
+        # Our own mistake: say so, and end the service, which its supervisor starts again.
+        log.exception("loop ended")
+        ended.set()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers.service", description=__doc__)
+    parser.add_argument("--api", required=True, help="URL of the ledger")
+    parser.add_argument("--key-file", required=True, type=Path, help="the worker's key, 0600")
+    parser.add_argument("--home", required=True, type=Path, help="the workers' folder")
+    parser.add_argument("--base-model", type=Path, help="model folder; default: the bundled one")
+    parser.add_argument("--ray-address", help="host:port of a cluster; default: RAY_ADDRESS")
+    parser.add_argument("--ray-cpus", type=int, help="CPUs of a local Ray; default: all")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads per serving actor")
+    given = parser.parse_args(arguments)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run(stop=stop, **vars(given))
+    except LedgerError as error:
+        print(f"{error.title}: {error.message}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
