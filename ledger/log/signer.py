@@ -27,7 +27,7 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from ledger.errors import ConfigError, Inconsistent, VerificationError
+from ledger.errors import ConfigError, Inconsistent, StorageError, VerificationError
 from ledger.ports import StoredCheckpoint
 from ledger.verify.checkpoint import Checkpoint, format_checkpoint, open_checkpoint
 from ledger.verify.merkle import verify_consistency
@@ -106,7 +106,8 @@ class LogSigner:
     ) -> bytes:
         """The signed note of `tree`, once it is shown to extend all that was signed before.
 
-        Raises Inconsistent, with both trees named, when it does not.
+        Raises Inconsistent, with both trees named, when it does not; StorageError when the memory
+        cannot be written (a full disk): then nothing is signed.
         """
         memory = self.remembered()
         if memory:
@@ -178,6 +179,16 @@ def _create_key(origin: str, path: Path) -> SigningKey:
 
 def _write_durably(path: Path, data: bytes) -> None:
     """Replace the file in one step, readable by its owner alone, on disk when this returns."""
+    try:
+        _replace(path, data)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; nothing was signed. Free the disk or "
+            "mend the folder's rights; the sequencer tries again by itself"
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".new")
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -69,8 +69,9 @@ def say_trusted(
         said.append("That the witnesses are independent of the log.")
     if anchor:
         said.append(
-            f"That block {anchor['block_hash']} is on the chain that you follow, and that "
-            f"{anchor['contract']} is this log's anchor contract: ask a node that you trust."
+            f"That block {anchor['block_hash']} is on chain {anchor['chain_id']}, as the bundle "
+            f"claims (no header names its chain), and that {anchor['contract']} is this log's "
+            "anchor contract: ask a node that you trust."
         )
         if anchor["anchored_size"] <= lineage.subject.index:
             said.append(
@@ -95,9 +96,10 @@ def say_trusted(
 
 
 def say_l1(anchor: Mapping[str, Any]) -> str:
+    """What the L1 proof shows; not the chain's number, which no header holds."""
     return (
-        f"Block {anchor['block_number']} of chain {anchor['chain_id']} holds the log's first "
-        f"{anchor['anchored_size']} entries as this tree has them"
+        f"The EVM block {anchor['block_number']} of hash {anchor['block_hash']} holds the log's "
+        f"first {anchor['anchored_size']} entries as this tree has them"
     )
 
 

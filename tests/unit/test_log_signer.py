@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nacl.signing import SigningKey
 
-from ledger.errors import ConfigError, Inconsistent
+from ledger.errors import ConfigError, Inconsistent, StorageError
 from ledger.log import tree
 from ledger.log.signer import LogSigner, SignedTree
 from ledger.ports import StoredCheckpoint
@@ -174,7 +174,7 @@ def test_nothing_is_signed_when_the_memory_cannot_be_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ledger.log.signer.os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         History(6).signed_by(signer)
     monkeypatch.undo()
     assert signer.remembered() == History(5).tree

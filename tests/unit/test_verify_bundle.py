@@ -283,7 +283,12 @@ def test_a_known_witness_is_named(good: bytes) -> None:
 FACTS = {"chain_id": 31337, "contract": "0x" + "12" * 20, "block_number": 7, "block_hash": "0xab"}
 
 
-def anchored_bundle(folder: Path, *, early: int) -> tuple[World, bytes]:
+def anchored_bundle(
+    folder: Path,
+    *,
+    early: int,
+    section: Callable[[int, bytes], dict[str, Any]] = lambda size, root: {"a": "section"},
+) -> tuple[World, bytes]:
     """A bundle whose L1 section anchors the tree of the first `early` entries."""
     world = World(folder)
     world.add("ann", "identity.registered", {"name": "ann"})
@@ -291,7 +296,7 @@ def anchored_bundle(folder: Path, *, early: int) -> tuple[World, bytes]:
     world.tell()
     anchor = first if early == 1 else world.checkpoint()
     world.checkpoint()
-    anchored = Anchored(checkpoint=anchor, section={"a": "section"})
+    anchored = Anchored(checkpoint=anchor, section=section(anchor.size, anchor.root))
     return world, world.bundler().bundle(str(world.ids["inference.recorded"]), anchored=anchored)
 
 
@@ -353,6 +358,26 @@ def test_l1_without_its_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_l1_required_but_absent(good: bytes) -> None:
     with pytest.raises(AnchorMismatch, match="carries no L1 section"):
         verify_bundle(good, require_l1=True)
+
+
+@pytest.mark.parametrize("early", [1, 12])
+def test_a_whole_bundle_with_a_real_l1_proof(tmp_path: Path, early: int) -> None:
+    pytest.importorskip("trie", reason="the extra [l1] is not installed")
+    from tests.unit.made_chain import l1_section
+
+    _, data = anchored_bundle(tmp_path, early=early, section=l1_section)
+    verdict = verify_bundle(data, require_l1=True)
+    assert [step.status for step in verdict.steps] == ["ok"] * 6
+    assert verdict.facts["l1"]["block_number"] == 7
+    for at in range(data.index(b'"l1":'), data.index(b'"log":'), 3):
+        bad = bytearray(data)
+        bad[at] ^= 1 << at % 8
+        with suppress(VerificationError):
+            # No header names its chain, so the number is a claim: never among what is proven.
+            changed = verify_bundle(bytes(bad))
+            assert changed.facts["l1"].pop("chain_id") != verdict.facts["l1"]["chain_id"]
+            assert changed.facts["l1"].items() <= verdict.facts["l1"].items()
+            assert changed.proven == verdict.proven
 
 
 def test_the_real_l1_refuses_a_made_up_section(tmp_path: Path) -> None:
