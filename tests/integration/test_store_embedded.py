@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from ledger.errors import StorageError
+from ledger.store import _host as host
 from ledger.store import embedded as module
 from ledger.store.embedded import EmbeddedPostgres
 from tests.pg import FAST, temporary_home
@@ -145,7 +146,7 @@ def test_an_orphan_is_ended_by_the_next_start(home: Path) -> None:
         user, folder = first._user, first._socket_dir
     orphan = subprocess.Popen(
         [
-            str(module._binaries(data.parent, user) / "postgres"),
+            str(host.find_binaries(data.parent, user) / "postgres"),
             *("-D", str(data)),
             *("-c", "listen_addresses="),
             *("-c", f"unix_socket_directories={folder}"),
@@ -196,7 +197,7 @@ def test_an_unfinished_initdb_is_done_again() -> None:
             pass
         server.erase()
         assert not server.data_dir.exists()
-        module._make_folder(half, server._user, 0o700)
+        host.make_folder(half, server._user, 0o700)
         (half / "PG_VERSION").write_text("half")
         with server:
             assert _answer(server) == ("tributary",)
@@ -213,7 +214,7 @@ def test_a_home_made_under_a_strict_umask_is_reachable() -> None:
         before = os.umask(0o077)
         try:
             server = _embedded(home / "new" / "home")
-            module._make_folder(server._base, server._user, 0o700)
+            host.make_folder(server._base, server._user, 0o700)
         finally:
             os.umask(before)
         assert server._base == home / "new" / "home" / "postgres"
@@ -223,7 +224,7 @@ def test_a_home_made_under_a_strict_umask_is_reachable() -> None:
 def test_a_long_home_gets_a_short_socket_folder(home: Path) -> None:
     long = EmbeddedPostgres(home / ("long" * 30))
     path = long._socket_dir / ".s.PGSQL.5432"
-    assert len(os.fsencode(path)) <= module.MAX_SOCKET_PATH_BYTES
+    assert len(os.fsencode(path)) <= host.MAX_SOCKET_PATH_BYTES
 
 
 def test_a_broken_setting_is_reported_with_the_servers_words(home: Path) -> None:
@@ -240,10 +241,10 @@ def test_root_with_a_private_home_and_private_binaries(
     """As under /root: data and binaries go to a folder that the server's user can reach."""
     tmp_path.chmod(0o700)
     with temporary_home() as elsewhere:
-        monkeypatch.setattr(module, "ROOT_HOME", elsewhere)
-        real = module._reachable
+        monkeypatch.setattr(host, "ROOT_HOME", elsewhere)
+        real = host.reachable
         monkeypatch.setattr(
-            module, "_reachable", lambda path, user: path.name != "postgres" and real(path, user)
+            host, "reachable", lambda path, user: path.name != "postgres" and real(path, user)
         )
         with _embedded(tmp_path / "home") as server:
             assert elsewhere in server.data_dir.parents
