@@ -255,6 +255,8 @@ class DevChain:
                 f"the development chain's state does not parse and no saved copy exists; it is "
                 f"kept as {broken}. Start again for a new, empty chain"
             )
+        if self.state_path.exists():
+            _keep_first_genesis(self.state_path)
 
     def _launch(self, binary: Path) -> None:
         command = [
@@ -342,6 +344,21 @@ def _best_block(path: Path) -> int | None:
         return int(number, 16) if isinstance(number, str) else int(number)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _keep_first_genesis(path: Path) -> None:
+    """anvil makes a new genesis block at each start and dumps it beside the loaded one; which of
+    them answers as block 0 later is chance. The earliest is the one that the chain grew from."""
+    state = json.loads(path.read_bytes())
+    blocks = state.get("blocks") or []
+    geneses = [b for b in blocks if int(b["header"]["number"], 16) == 0]
+    if len(geneses) < 2:
+        return
+    first = min(geneses, key=lambda block: int(block["header"]["timestamp"], 16))
+    state["blocks"] = [b for b in blocks if b is first or int(b["header"]["number"], 16) > 0]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(state))
+    temporary.replace(path)
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,29 +143,41 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", range(1, 5))
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_deployment_killed_at_any_contract_is_finished_not_repeated(
-    tmp_path: Path, at: int, moment: str, monkeypatch: pytest.MonkeyPatch, chain: DevChain
-) -> None:
-    client = new_client(chain, tmp_path / "owner.key")
+def deploy_killed_at(client: ChainClient, folder: Path, at: int, moment: str) -> None:
+    """A deployment that dies just before or just after it sends contract number `at`."""
     calls = 0
     real = client.broadcast_creation
 
-    def dying(*arguments: object, **options: object) -> object:
+    def dying(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        sent = real(*arguments, **options) if calls < at or moment == "after" else None  # type: ignore[arg-type]
+        sent = real(*arguments, **options) if calls < at or moment == "after" else None
         if calls == at:
             raise Killed
         return sent
 
-    monkeypatch.setattr(client, "broadcast_creation", dying)
-    with pytest.raises(Killed):
-        deploy_all(client, tmp_path, origin=ORIGIN, challenge_window_s=1)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(client, "broadcast_creation", dying)
+        deploy_all(client, folder, origin=ORIGIN, challenge_window_s=1)
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_deployment_killed_at_any_contract_is_finished_not_repeated(
+    tmp_path: Path, at: int, moment: str, chain: DevChain
+) -> None:
+    client = new_client(chain, tmp_path / "owner.key")
+    deploy_killed_at(client, tmp_path, at, moment)
     deploy_all(client, tmp_path, origin=ORIGIN, challenge_window_s=1)
     assert client.nonce() == 4, "four contracts, four transactions"
+
+
+def test_a_creation_in_flight_is_adopted(tmp_path: Path) -> None:
+    with DevChain(tmp_path / "slow", block_time_s=1) as slow:
+        client = new_client(slow, tmp_path / "owner.key")
+        deploy_killed_at(client, tmp_path, 1, "after")
+        deploy_all(client, tmp_path, origin=ORIGIN, challenge_window_s=1)
+        assert client.nonce() == 4
 
 
 def test_no_node_is_a_designed_error() -> None:
@@ -191,3 +204,14 @@ def test_a_bad_key_file_does_not_leak_its_content(tmp_path: Path) -> None:
 def chain(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     with DevChain(tmp_path_factory.mktemp("chain")) as running_chain:
         yield running_chain
+
+
+def test_many_restarts_keep_one_genesis(tmp_path: Path) -> None:
+    """anvil adds a genesis block to its state at each start; which one answers is then chance."""
+    seen = set()
+    for _ in range(8):
+        with DevChain(tmp_path) as chain:
+            client = ChainClient(chain.rpc_url)
+            seen.add(client.block_hash(0))
+            chain.mine()
+    assert len(seen) == 1
