@@ -92,7 +92,7 @@ class Store:
 
 def database_url(settings: Settings) -> str:
     """DATABASE_URL, or where the embedded server of this home is (running or not)."""
-    return settings.database_url or EmbeddedPostgres(settings.root / "postgres").url
+    return settings.database_url or EmbeddedPostgres(settings.root).url
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def reachable_database(settings: Settings) -> Iterator[str]:
     if settings.database_url:
         yield settings.database_url
     else:
-        with EmbeddedPostgres(settings.root / "postgres") as server:
+        with EmbeddedPostgres(settings.root) as server:
             yield server.url
 
 

@@ -21,7 +21,9 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 class Settings(BaseSettings):
     """One ledger instance. Times are in seconds, money in wei."""
 
-    model_config = SettingsConfigDict(env_prefix="TRIBUTARY_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TRIBUTARY_", extra="ignore", frozen=True, populate_by_name=True
+    )
 
     home: Path = Path(".tributary")
     log_origin: str = Field("localhost/tributary", min_length=1, max_length=128)
@@ -63,6 +65,16 @@ class Settings(BaseSettings):
     def key_file(self, name: str) -> Path:
         """Key files live in `home`/keys, mode 0600: operator, log, worker, chain, ..."""
         return self.root / "keys" / f"{name}.key"
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a child process."""
+        found = {}
+        for name, spec in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value is not None:
+                variable = spec.validation_alias or f"TRIBUTARY_{name.upper()}"
+                found[str(variable)] = str(self.root if name == "home" else value)
+        return found
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -424,7 +424,7 @@ class Story:
 
             def activated(found: dict[str, Any]) -> bool:
                 bar.note(str(found["status"]))
-                return found["status"] == "activated"
+                return str(found["status"]) == "activated"
 
             found = operator.wait_until(f"/v1/periods/{period}", activated, timeout_s=180)
             self.made["period"] = found
@@ -470,7 +470,8 @@ class Story:
             )
 
             def covers(found: dict[str, Any]) -> bool:
-                return bool(found["items"]) and int(found["items"][0]["size"]) > wanted
+                items = found["items"]
+                return len(items) > 0 and int(items[0]["size"]) > wanted
 
             found = reader.wait_until("/v1/anchors", covers, timeout_s=120)["items"][0]
             self.made["anchor"] = found

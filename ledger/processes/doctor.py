@@ -86,7 +86,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     url = bootstrap.database_url(settings)
-    if settings.database_url is None and EmbeddedPostgres(settings.root / "postgres").pid is None:
+    if settings.database_url is None and EmbeddedPostgres(settings.root).pid is None:
         yield Finding(
             check="database",
             state="problem",

@@ -154,17 +154,16 @@ def running(
     """The whole service, stopped in reverse order on the way out."""
     with ExitStack() as stack:
         stack.enter_context(_only_one(settings.root))
-        environment: dict[str, str] = {"TRIBUTARY_HOME": str(settings.root)}
         service = Service(settings=settings)
-        _start_postgres(settings, stack, service, environment, say)
-        _start_chain(settings, stack, service, environment, say)
-        service.settings = settings = settings.model_copy(update=_updates(environment))
+        _start_postgres(stack, service, say)
+        _start_chain(stack, service, say)
+        settings = service.settings
         open_ledger(settings)
         say("ledger", f"{settings.log_origin}, operator {_short(settings)}")
         for role in roles or ("api", "projector", "chain", "workers"):
             process = Process(
                 role=role,
-                environment=environment,
+                environment=settings.environment(),
                 log_path=settings.root / "logs" / f"{role}.log",
             )
             service.processes[role] = process
@@ -174,29 +173,17 @@ def running(
         yield service
 
 
-def _updates(environment: dict[str, str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, setting in (("DATABASE_URL", "database_url"), ("CHAIN_RPC_URL", "chain_rpc_url")):
-        if name in environment:
-            found[setting] = environment[name]
-    if "TRIBUTARY_DEV_CHAIN" in environment:
-        found["dev_chain"] = True
-    return found
-
-
-def _start_postgres(
-    settings: Settings, stack: ExitStack, service: Service, environment: dict[str, str], say: Say
-) -> None:
-    if settings.database_url:
-        url = settings.database_url
+def _start_postgres(stack: ExitStack, service: Service, say: Say) -> None:
+    url = service.settings.database_url
+    if url:
         say("database", "DATABASE_URL")
     else:
-        server = stack.enter_context(EmbeddedPostgres(settings.root / "postgres"))
+        server = stack.enter_context(EmbeddedPostgres(service.settings.root))
         service.postgres = server
         service.engines.append(lambda: _revive(server))
         url = server.url
         say("database", f"embedded PostgreSQL, data in {server.data_dir}")
-    environment["DATABASE_URL"] = url
+    service.settings = service.settings.model_copy(update={"database_url": url})
     applied = migrate(url)
     if applied:
         say("migrations", ", ".join(applied))
@@ -207,25 +194,22 @@ def _revive(server: EmbeddedPostgres) -> None:
         server.start()
 
 
-def _start_chain(
-    settings: Settings, stack: ExitStack, service: Service, environment: dict[str, str], say: Say
-) -> None:
+def _start_chain(stack: ExitStack, service: Service, say: Say) -> None:
     from ledger.processes.chain import deploy, dev_chain
 
-    key_file = bootstrap.chain_key_file(settings)
+    key_file = bootstrap.chain_key_file(service.settings)
     account = bootstrap.wallet_of(key_file)
-    if settings.chain_rpc_url:
-        say("chain", settings.chain_rpc_url)
-        ready = settings
+    if service.settings.chain_rpc_url:
+        say("chain", service.settings.chain_rpc_url)
     else:
-        chain = stack.enter_context(dev_chain(settings))
+        chain = stack.enter_context(dev_chain(service.settings))
         service.engines.append(lambda: None if chain.alive else _restart(chain))
         chain.fund(account.address, DEV_CHAIN_FUNDS_WEI)
-        environment["CHAIN_RPC_URL"] = chain.rpc_url
-        environment["TRIBUTARY_DEV_CHAIN"] = "1"
-        ready = settings.model_copy(update={"chain_rpc_url": chain.rpc_url, "dev_chain": True})
+        service.settings = service.settings.model_copy(
+            update={"chain_rpc_url": chain.rpc_url, "dev_chain": True}
+        )
         say("chain", f"development anvil at {chain.rpc_url}, id {chain.chain_id}")
-    found = deploy(ready, key_file)
+    found = deploy(service.settings, key_file)
     say("contracts", f"CheckpointAnchor {found.anchor}, PayoutDistributor {found.distributor}")
 
 
@@ -270,7 +254,7 @@ def erase(home: Path) -> None:
     if any(home.iterdir()) and not (home / "lock").exists():
         raise Conflict(f"{home} was not made by tributary: it is not deleted")
     with _only_one(home):
-        EmbeddedPostgres(home / "postgres").erase()
+        EmbeddedPostgres(home).erase()
         shutil.rmtree(home)
 
 
