@@ -1,11 +1,12 @@
 """The offline verifier: what a proof proves, and nothing else.
 
-Read in this order: `merkle` (is this leaf in that tree, is this tree a prefix of that one), `note`
-(who signed this text), `checkpoint` (which tree a log has signed), `tlog_proof` (one entry, one
-proof, one checkpoint), `bundle` (a whole lineage). `tiles` names the files of a log, `l1` checks
-what an EVM chain holds, `lineage` what the events of a bundle claim of each other.
+Read in this order. `merkle`: is this leaf in that tree, is this tree a prefix of that one. `note`:
+who signed this text. `checkpoint`: which tree a log has signed. `tlog_proof`: one entry, one proof,
+one checkpoint. `bundle`: a whole lineage in six numbered steps, over `bundle_format` (the bytes),
+`lineage` and `manifest` (what the events claim of each other), `l1` (what an EVM chain holds),
+`verdict` and `sentences` (what was proven and what is left to trust). `tiles` names a log's files.
 
-No I/O, no clock, no network, no logging. Imports: the standard library, PyNaCl, `ledger.domain`,
-`ledger.errors`; `l1` alone needs more and is imported only when asked for. Everything here returns
-or raises a `VerificationError`, whatever bytes it is fed.
+No clock, no network, no logging, and I/O in `__main__` alone. Imports: the standard library, PyNaCl,
+`ledger.domain`, `ledger.errors`; `l1` needs more and is imported only when a bundle has an L1
+section. Everything here returns or raises a `VerificationError`, whatever bytes it is fed.
 """

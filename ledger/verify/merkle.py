@@ -8,8 +8,8 @@ pairs share a path (index 2 of 3 and index 1 of 2, say). So `size` must come fro
 checkpoint that the root came from, and `index` must be written inside the entry as well; `bundle`
 checks both.
 
-`tests/property/test_merkle.py` proves every leaf of every tree to 64 leaves, flips every bit
-position once, and holds roots and paths against an independent implementation.
+`tests/property/test_merkle.py` proves every leaf of every tree to 64 leaves, alters every hash of
+every proof, and holds roots and paths against an independent implementation.
 """
 
 from collections.abc import Sequence
