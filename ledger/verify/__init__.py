@@ -6,7 +6,7 @@ one checkpoint. `bundle`: a whole lineage in six numbered steps, over `bundle_fo
 `lineage` and `manifest` (what the events claim of each other), `l1` (what an EVM chain holds),
 `verdict` and `sentences` (what was proven and what is left to trust). `tiles` names a log's files.
 
-No clock, no network, no logging, and I/O in `__main__` alone. Imports: the standard library, PyNaCl,
+No clock, network or logging; I/O in `__main__` alone. Imports: the standard library, PyNaCl,
 `ledger.domain`, `ledger.errors`; `l1` needs more and is imported only when a bundle has an L1
 section. Everything here returns or raises a `VerificationError`, whatever bytes it is fed.
 """
