@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,8 @@ def socket_folder(base: Path) -> Path:
     folder = base / "socket"
     if len(os.fsencode(folder / _SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
         return folder
-    return Path(tempfile.gettempdir()) / f"tributary-{_digest(base)}"
+    # Not TMPDIR, which may differ between the processes that share the server.
+    return Path("/tmp") / f"tributary-{_digest(base)}"  # noqa: S108
 
 
 def _digest(path: Path) -> str:
