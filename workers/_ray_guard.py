@@ -7,8 +7,8 @@ the same path. `ray stop` is never used: it ends every Ray of the user on the ma
 
 Ray's own processes follow `ray start --block` (the kernel tells them of its death). What may
 outlive it, a job's driver that just forked, is found by MARK (`NAME=value`), an environment
-variable that all of this Ray's processes inherit, and ended by pid. Elsewhere than on Linux there is no /proc, and
-that last sweep finds nothing.
+variable that all of this Ray's processes inherit, and ended by pid. Elsewhere than on Linux there
+is no /proc, and that last sweep finds nothing.
 """
 
 import contextlib

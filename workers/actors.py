@@ -14,7 +14,6 @@ import base64
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from ledger.domain.money import PPM_WHOLE
 from ledger.errors import ComputeError, InvalidEvent, LedgerError, NotFound, StorageError
 from ledger.ports import ChatDelta, ChatRequest
 from workers.artefacts import ArtefactCache
+from workers.attribute import Attributed
 from workers.link import WorkerSpec, plain_uuid
 from workers.ray_cluster import NAMESPACE
 
@@ -44,18 +44,6 @@ TRAINER_RESTARTS = 5
 MAX_MODELS = 16
 MAX_INDEXES = 16
 NONE_METHOD = "none/v1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attributed:
-    """What `attribution.recorded` needs, and the evidence to store before it."""
-
-    run: str
-    method: str
-    index_sha256: str
-    shares: list[tuple[str, int]]
-    unattributed_ppm: int
-    evidence: bytes
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def files_of_index(manifest: bytes) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Inconsistent(f"the index manifest names no files: {error}") from error
     for name in files:
-        if name.startswith(".") or Path(name).name != name or name == INDEX_MANIFEST:
+        if not name or name.startswith(".") or Path(name).name != name or name == INDEX_MANIFEST:
             raise Inconsistent(f"the index manifest names a file {name[:80]!r}")
     if len(files) > MAX_INDEX_FILES:
         raise Inconsistent(f"an index has at most {MAX_INDEX_FILES} files (MAX_INDEX_FILES)")

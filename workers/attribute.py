@@ -15,7 +15,8 @@ good.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -36,8 +37,12 @@ MAX_BATCH = 200
 ATTRIBUTE_TIMEOUT_S = 300.0
 
 
-class Attribution(Protocol):
-    """`actors.Attributed`."""
+@dataclass(frozen=True, kw_only=True)
+class Attributed:
+    """What `attribution.recorded` needs, and the evidence to store before it (canonical JSON).
+
+    `shares` is (contributor, ppm); with `unattributed_ppm` it sums to 1,000,000.
+    """
 
     run: str
     method: str
@@ -47,7 +52,7 @@ class Attribution(Protocol):
     evidence: bytes
 
 
-Attribute = Callable[[Mapping[str, Any]], Attribution]
+Attribute = Callable[[Mapping[str, Any]], Attributed]
 
 
 class Attributor:

@@ -108,7 +108,7 @@ class Outbox:
         return Delivered(type=event.type, id=event.id, body=event.body, index=index)
 
     def _set_aside(self, path: Path, error: LedgerError) -> None:
-        log.warning("event refused", event=path.stem, error=error.slug, reason=error.message)
+        log.warning("event refused", id=path.stem, error=error.slug, reason=error.message)
         (self._refused / f"{path.stem}.reason").write_text(f"{error.slug}: {error.message}\n")
         # FileNotFoundError: another process of ours sent it, and was refused as well.
         try:

@@ -21,7 +21,7 @@ import structlog
 from ledger.errors import ComputeError, ConfigError, LedgerError, Unavailable
 from workers import base_model as models
 from workers import ray_cluster
-from workers.attribute import ATTRIBUTE_TIMEOUT_S, Attribution, Attributor
+from workers.attribute import ATTRIBUTE_TIMEOUT_S, Attributed, Attributor
 from workers.dispatch import Dispatcher, RayJobs
 from workers.link import WorkerSpec
 from workers.outbox import Outbox
@@ -127,7 +127,7 @@ class _Actors:
             self._serving = None
             raise designed(error) from error
 
-    def attribute(self, inference: Mapping[str, Any]) -> Attribution:
+    def attribute(self, inference: Mapping[str, Any]) -> Attributed:
         import ray
 
         from workers.actors import attribution_actor
@@ -138,7 +138,7 @@ class _Actors:
             if self._attribution is None or self._attribution[0] != info.address:
                 self._attribution = (info.address, attribution_actor(self._spec, self._threads))
             call = self._attribution[1].attribute.remote(dict(inference))
-            found: Attribution = ray.get(call, timeout=ATTRIBUTE_TIMEOUT_S)
+            found: Attributed = ray.get(call, timeout=ATTRIBUTE_TIMEOUT_S)
             return found
         except ray.exceptions.RayError as error:
             raise designed(error) from error
