@@ -7,9 +7,9 @@ each. Contributed facts are the ground truth that attribution is held against.
 import hashlib
 import random
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +56,8 @@ CONFIG = IndexConfig(seed=3, max_len=256)
 ADAPTER, BASE = "ad" * 32, "ba" * 32
 
 
-class World(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class World:
     model: Any
     tokenizer: Any
     rows: list[IndexedRow]
@@ -131,7 +132,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         base_digest=BASE,
         config=CONFIG,
     )
-    return World(model, tokenizer, rows, asked, index)
+    return World(model=model, tokenizer=tokenizer, rows=rows, asked=asked, index=index)
 
 
 def answer(world: World, question: str) -> str:

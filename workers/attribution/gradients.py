@@ -111,7 +111,8 @@ def recording(model: nn.Module, sites: Sequence[Site]) -> Iterator[Tape]:
     """
     tape = Tape(inputs=[[] for _ in sites], outputs=[[] for _ in sites])
     trained = [p for p in model.parameters() if p.requires_grad]
-    modes = [(m, m.training) for m in model.modules()]
+    # Only what must change is touched: an answer's gradient is a few ms, a walk over it another.
+    training = [m for m in model.modules() if m.training]
 
     def hook(index: int) -> Any:
         def record(_layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -127,7 +128,8 @@ def recording(model: nn.Module, sites: Sequence[Site]) -> Iterator[Tape]:
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        model.eval()
+        for module in training:
+            module.training = False
         with torch.enable_grad():
             yield tape
     finally:
@@ -135,8 +137,8 @@ def recording(model: nn.Module, sites: Sequence[Site]) -> Iterator[Tape]:
             handle.remove()
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor], tape: Tape) -> Tensor:
@@ -182,7 +184,10 @@ def backward(tape: Tape, losses: Tensor, *, keep_graph: bool = False) -> list[Tr
             torch.zeros_like(o) if g is None else g for o, g in zip(outputs, mine, strict=True)
         ]
         traces.append(Trace(x=_joined(inputs), g=_joined(parts)))
-    if not all(bool(torch.isfinite(t.g).all() & torch.isfinite(t.x).all()) for t in traces):
+    # A sum is finite when its terms are (and far cheaper to look at); a layer input that is not
+    # makes the loss NaN, since every output leads there.
+    sums = torch.stack([losses.detach().sum(), *(trace.g.sum() for trace in traces)])
+    if not bool(torch.isfinite(sums).all()):
         raise ComputeError(
             "the gradients hold NaN or infinity: the adapter or its base is damaged, or training "
             "diverged; check the adapter's weights and retrain with a smaller learning rate"

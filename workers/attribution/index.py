@@ -84,7 +84,7 @@ class IndexConfig:
     max_len: int = 512
     dim: int = DIM
     damping_ppm: int = DAMPING_PPM
-    curvature_examples: int = 512
+    curvature_examples: int = 256
     placebo_examples: int = 64
     placebo_quantile_ppm: int = 950_000
     dedup_threshold_ppm: int = dedup.THRESHOLD_PPM
