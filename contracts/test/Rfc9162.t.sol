@@ -92,6 +92,17 @@ contract Rfc9162Test is Test {
         require(!this.isLastLeaf(0, 0, 0, none), "an empty tree has no last leaf");
     }
 
+    function test_the_same_root_does_not_prove_a_larger_size() public {
+        // An empty proof folds to root1 itself; only step 7's sn == 0 stops it as "root2".
+        bytes32[] memory none = new bytes32[](0);
+        for (uint64 m = 1; m <= MAX; m *= 2) {
+            bytes32 root = tree.root(m);
+            for (uint64 n = m + 1; n <= 2 * MAX; ++n) {
+                require(!this.consistent(m, n, root, root, none), "one root, two sizes");
+            }
+        }
+    }
+
     /// forge-config: default.fuzz.runs = 500
     function testFuzz_random_bytes_prove_nothing(
         uint64 m,

@@ -218,9 +218,8 @@ class Anchorer:
 
     def _record(self, checkpoint: SignedCheckpoint) -> AnchorRecord:
         self._observe("find")
-        log = self._committed(checkpoint)
+        log = self._confirmed(checkpoint)
         block_number = int(log["blockNumber"], 16)
-        self._client.wait_confirmed(block_number)
         # What is recorded for ever must not be undone by a crash of a development node.
         self._client.settle()
         self._observe("capture")
@@ -246,6 +245,16 @@ class Anchorer:
             log_index=int(log["logIndex"], 16),
             l1=section,
         )
+
+    def _confirmed(self, checkpoint: SignedCheckpoint) -> Any:
+        """The event once its block has its confirmations; a reorganisation may move it first."""
+        log = self._committed(checkpoint)
+        while True:
+            self._client.wait_confirmed(int(log["blockNumber"], 16))
+            again = self._committed(checkpoint)
+            if again["blockHash"] == log["blockHash"]:
+                return again
+            log = again
 
     def _committed(self, checkpoint: SignedCheckpoint) -> Any:
         """The one Committed event of that size: the contract takes each size at most once."""

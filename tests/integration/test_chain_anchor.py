@@ -222,8 +222,10 @@ def test_a_commit_in_flight_is_waited_for(tmp_path: Path) -> None:
     with DevChain(tmp_path / "slow", block_time_s=1) as slow:
         world = new_world(slow, tmp_path)
         run_killed_before(world, 6, "confirm", 0)  # broadcast, not mined yet
+        sent = world.client.nonce()
         assert anchor(world, SmallLog.of(6)).size == 6
         assert commits(world) == [6]
+        assert world.client.nonce() == sent, "not sent a second time"
 
 
 def test_anchors_survive_kill_9_of_the_node(tmp_path: Path) -> None:

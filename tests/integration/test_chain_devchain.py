@@ -156,9 +156,10 @@ def deploy_killed_at(client: ChainClient, folder: Path, at: int, moment: str) ->
             raise Killed
         return sent
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "broadcast_creation", dying)
-        deploy_all(client, folder, origin=ORIGIN, challenge_window_s=1)
+        with pytest.raises(Killed):
+            deploy_all(client, folder, origin=ORIGIN, challenge_window_s=1)
 
 
 @pytest.mark.parametrize("at", range(1, 5))

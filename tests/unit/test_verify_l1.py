@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trie.hexary import HexaryTrie
 
 from ledger.errors import AnchorMismatch, MalformedProof, VerificationError
-from ledger.verify.l1 import MAX_NODES, _walk, verify_l1
+from ledger.verify.l1 import MAX_NODES, _compact, _walk, verify_l1
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors" / "l1_section.json").read_text())
 SIZE, ROOT = VECTOR["size"], bytes.fromhex(VECTOR["root"])
@@ -145,6 +145,20 @@ def test_deeply_nested_lists_are_refused_not_crashed_on() -> None:
             size=SIZE,
             root=ROOT,
         )
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("00", ("", False)), ("0012", ("12", False)), ("1a", ("a", False)), ("3a12", ("a12", True))],
+)
+def test_compact_paths(path: str, expected: tuple[str, bool]) -> None:
+    assert _compact(bytes.fromhex(path), "f") == expected
+
+
+@pytest.mark.parametrize("path", ["", "01", "2f12", "40", "ff"])
+def test_one_path_has_one_encoding(path: str) -> None:
+    with pytest.raises(MalformedProof):
+        _compact(bytes.fromhex(path), "f")
 
 
 def by_name(length: int) -> Callable[[bytes], bytes]:
