@@ -271,7 +271,7 @@ made-up facts that are in no corpus:
 |---|---|
 | answered from a context of three facts | {answered_from_context} |
 | recalled without context, before training | {recalled_before} |
-| recalled in a new wording, after {lora_seconds} s of LoRA, one row per fact | {recalled_after_lora} |
+| recalled in a new wording after {lora_seconds} s of LoRA on one row each | {recalled_after_lora} |
 
 ## What it cannot do
 It knows nothing about the world, reasons about nothing, and has seen only simple English. It says
