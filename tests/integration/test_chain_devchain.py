@@ -1,5 +1,6 @@
 """The development chain: owned once, survives kills, leaves nothing behind. Real anvil."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from ledger.chain.client import ChainClient
 from ledger.chain.deploy import deploy_all, load_deployments
-from ledger.chain.devchain import DevChain
+from ledger.chain.devchain import DevChain, _keep_first_genesis
 from ledger.errors import ChainError, ConfigError
 from tests.chain_world import ORIGIN, new_client, new_world
 
@@ -137,6 +138,35 @@ def test_deploying_again_finds_everything_and_a_reset_is_named(tmp_path: Path) -
         client = new_client(chain, tmp_path / "owner.key")
         with pytest.raises(ChainError, match="the chain was reset"):
             deploy_all(client, tmp_path, origin=ORIGIN, challenge_window_s=1)
+
+
+def test_one_genesis_across_restarts(tmp_path: Path) -> None:
+    chain = DevChain(tmp_path / "chain").start()
+    try:
+        world = new_world(chain, tmp_path)
+        for _ in range(3):
+            time.sleep(1.05)  # anvil makes a genesis of the new second at each start
+            chain.stop()
+            chain.start()
+            client = ChainClient(chain.rpc_url, key_file=world.key_file)
+            assert load_deployments(client, tmp_path, origin=ORIGIN) == world.deployments
+    finally:
+        chain.stop()
+
+
+@pytest.mark.parametrize("order", [(5, 9, 7), (9, 7, 5), (7, 5, 9)])
+def test_the_earliest_genesis_of_a_dump_is_kept(tmp_path: Path, order: tuple[int, ...]) -> None:
+    # Which of two blocks 0 answers after a load is chance; so the file is looked at, not anvil.
+    def block(number: int, timestamp: int) -> dict[str, Any]:
+        return {"header": {"number": hex(number), "timestamp": hex(timestamp)}}
+
+    path = tmp_path / "state.json"
+    blocks = [block(1, 6), *(block(0, timestamp) for timestamp in order), block(2, 8)]
+    path.write_text(json.dumps({"best_block_number": 2, "blocks": blocks, "accounts": {"a": 1}}))
+    _keep_first_genesis(path)
+    kept = json.loads(path.read_text())
+    assert kept["blocks"] == [block(1, 6), block(0, 5), block(2, 8)]
+    assert (kept["best_block_number"], kept["accounts"]) == (2, {"a": 1})
 
 
 class Killed(Exception):
