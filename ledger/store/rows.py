@@ -13,12 +13,13 @@ as the position says that nobody else wrote in between: rows depend on the posit
 This file knows the shape of tables but none by name; `migrations/0020.projections.sql` makes them.
 """
 
+import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, LiteralString, Protocol
 
 import psycopg
 from psycopg import sql
@@ -33,7 +34,12 @@ PROJECTOR_LOCK = 0x74726962_00000020
 MAX_CACHED_ROWS = 200_000
 SCAN_BATCH_ROWS = 2_000
 
-_SQL_TYPES = {"text": "text", "int": "bigint", "wei": "numeric", "bool": "boolean"}
+_SQL_TYPES: Mapping[str, LiteralString] = {
+    "text": "text",
+    "int": "bigint",
+    "wei": "numeric",
+    "bool": "boolean",
+}
 
 
 class ColumnShape(Protocol):
@@ -57,57 +63,68 @@ class TableShape(Protocol):
 
 
 class _Statements:
-    """The SQL of one table, composed once."""
+    """The SQL of one table, composed once. Every name comes from our own table definitions."""
 
     def __init__(self, shape: TableShape) -> None:
         table = sql.Identifier(SCHEMA, shape.name)
         kinds = {name: column.kind for name, column in {**shape.key, **shape.columns}.items()}
-        names, keys = [sql.Identifier(n) for n in kinds], [sql.Identifier(n) for n in shape.key]
-        comma, conjunction = sql.SQL(", "), sql.SQL(" AND ")
-        self.key_size = len(keys)
+        self.key_size = len(shape.key)
         self.columns = tuple(shape.columns)
-        self.arity = len(kinds)
-        self.select = sql.SQL("SELECT {} FROM {}").format(comma.join(names), table)
-        order = sql.SQL(" ORDER BY {}").format(comma.join(keys))
+        names, keys = _names(kinds), _names(shape.key)
+        parts = {
+            "table": table,
+            "names": _COMMA.join(names),
+            "keys": _COMMA.join(keys),
+            "wanted": _COMMA.join(sql.SQL("t.{}").format(name) for name in names),
+            "rows": _sent(kinds),
+            "key_rows": _sent({name: kinds[name] for name in shape.key}),
+            "match": _AND.join(sql.SQL("t.{0} = v.{0}").format(key) for key in keys),
+            "updates": _COMMA.join(
+                sql.SQL("{0} = excluded.{0}").format(name) for name in _names(shape.columns)
+            ),
+        }
+
+        def compose(query: LiteralString, **more: sql.Composable) -> bytes:
+            return sql.SQL(query).format(**parts, **more).as_bytes(None)
+
         self.by_prefix = [
-            self.select
-            + (sql.SQL(" WHERE ") if size else sql.SQL(""))
-            + conjunction.join(sql.SQL("{} = %s").format(key) for key in keys[:size])
-            + order
-            for size in range(len(keys) + 1)
+            compose("SELECT {names} FROM {table} WHERE {given} ORDER BY {keys}", given=given)
+            for given in (_equal(keys[:size]) for size in range(self.key_size + 1))
         ]
-        # Values travel as arrays of text and are cast by the server: one plan whatever their size.
-        key_source = _unnest({name: kinds[name] for name in shape.key})
-        match = conjunction.join(sql.SQL("t.{0} = v.{0}").format(key) for key in keys)
-        wanted = comma.join(sql.SQL("t.{}").format(name) for name in names)
-        self.by_keys = sql.SQL("SELECT {} FROM {} AS v JOIN {} AS t ON {}").format(
-            wanted, key_source, table, match
-        )
-        self.delete = sql.SQL("DELETE FROM {} AS t USING {} AS v WHERE {}").format(
-            table, key_source, match
-        )
-        self.clear = sql.SQL("DELETE FROM {}").format(table)
-        updates = comma.join(
-            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(n)) for n in shape.columns
-        )
-        self.upsert = sql.SQL(
-            "INSERT INTO {} ({}) SELECT {} FROM {} AS v ON CONFLICT ({}) DO UPDATE SET {}"
-        ).format(
-            table, comma.join(names), comma.join(names), _unnest(kinds), comma.join(keys), updates
+        self.by_keys = compose("SELECT {wanted} FROM {key_rows} AS v JOIN {table} AS t ON {match}")
+        self.delete = compose("DELETE FROM {table} AS t USING {key_rows} AS v WHERE {match}")
+        self.clear = compose("DELETE FROM {table}")
+        self.upsert = compose(
+            "INSERT INTO {table} ({names}) SELECT {names} FROM {rows} AS v"
+            " ON CONFLICT ({keys}) DO UPDATE SET {updates}"
         )
 
 
-def _unnest(kinds: Mapping[str, str]) -> sql.Composed:
-    """`(SELECT a, b::bigint AS b FROM unnest(%s::text[], %s::text[]) AS u(a, b))`."""
-    names = [sql.Identifier(name) for name in kinds]
-    cast = [
-        sql.SQL("{0}::{1} AS {0}").format(sql.Identifier(name), sql.SQL(_SQL_TYPES[kind]))
-        for name, kind in kinds.items()
+_COMMA, _AND = sql.SQL(", "), sql.SQL(" AND ")
+
+
+def _names(columns: Iterable[str]) -> list[sql.Identifier]:
+    return [sql.Identifier(name) for name in columns]
+
+
+def _equal(keys: Sequence[sql.Identifier]) -> sql.Composable:
+    if not keys:
+        return sql.SQL("true")
+    return _AND.join(sql.SQL("{} = %s").format(key) for key in keys)
+
+
+def _sent(kinds: Mapping[str, str]) -> sql.Composed:
+    """`(SELECT r->>0 AS a, (r->>1)::bigint AS b FROM json_array_elements(%s::json) AS r)`: rows
+    travel as one JSON array, one statement whatever their number. JSON numbers have no width here,
+    so wei arrive as they are."""
+    columns = [
+        sql.SQL("(r->>{})::{} AS {}").format(
+            sql.Literal(n), sql.SQL(_SQL_TYPES[kind]), sql.Identifier(name)
+        )
+        for n, (name, kind) in enumerate(kinds.items())
     ]
-    comma = sql.SQL(", ")
-    arrays = comma.join([sql.SQL("%s::text[]")] * len(names))
-    return sql.SQL("(SELECT {} FROM unnest({}) AS u({}))").format(
-        comma.join(cast), arrays, comma.join(names)
+    return sql.SQL("(SELECT {} FROM json_array_elements(%s::json) AS r)").format(
+        _COMMA.join(columns)
     )
 
 
@@ -158,7 +175,7 @@ class PgRows:
         for table, keys in missing.items():
             shape, rows = self._statements[table], self._cache[table]
             rows.update(dict.fromkeys(keys, None))
-            for values in self._connection.execute(shape.by_keys, _arrays(keys, shape.key_size)):
+            for values in self._connection.execute(shape.by_keys, _json(keys)):
                 key, row = _split(shape, values)
                 rows[key] = row
 
@@ -189,19 +206,18 @@ class PgRows:
         shape, rows = self._statements[table], self._cache[table]
         gone = [key for key in dirty if rows[key] is None]
         if gone:
-            self._connection.execute(shape.delete, _arrays(gone, shape.key_size))
+            self._connection.execute(shape.delete, _json(gone))
         kept = [
             (*key, *(row[name] for name in shape.columns))
             for key in dirty
             if (row := rows[key]) is not None
         ]
         if kept:
-            self._connection.execute(shape.upsert, _arrays(kept, shape.arity))
+            self._connection.execute(shape.upsert, _json(kept))
 
 
-def _arrays(tuples: Sequence[tuple[Any, ...]], width: int) -> list[list[str | None]]:
-    """Columns of the tuples as text; `None` stays null."""
-    return [[None if t[n] is None else str(t[n]) for t in tuples] for n in range(width)]
+def _json(rows: Sequence[Sequence[Any]]) -> tuple[str]:
+    return (json.dumps(rows, separators=(",", ":"), ensure_ascii=False),)
 
 
 def _split(shape: _Statements, values: Sequence[Any]) -> tuple[Key, Row]:

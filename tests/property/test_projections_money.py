@@ -11,15 +11,15 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from projections.memory import MemoryRows
 from projections.payouts import cumulative_lines
 from projections.registry import TABLES, digest_of, fold, read_entry
 from tests.projections_world import OPERATOR, POLICY, Folding, World, actor, address
 
-PEOPLE = [actor(n) for n in range(10, 15)]
-ADDRESSES = [address(n) for n in range(4)]
+PEOPLE = [actor(n) for n in range(10, 14)]
+ADDRESSES = [address(n) for n in range(3)]
 OWNER = PEOPLE[0]
 
 
@@ -121,6 +121,7 @@ class Model:
 
 people, addresses = st.sampled_from(PEOPLE), st.sampled_from(ADDRESSES)
 amounts = st.one_of(st.integers(0, 2_000), st.integers(0, 10**30))
+earnings = st.integers(100, 5_000)
 
 
 class Money(RuleBasedStateMachine):
@@ -151,6 +152,17 @@ class Money(RuleBasedStateMachine):
     def charge_later(self, data: st.DataObject) -> None:
         self.charge(data.draw(st.sampled_from(self.answers)))
 
+    @precondition(lambda self: self.answers)
+    @rule(missing=st.integers(-1, 3))
+    def charge_at_the_edge(self, missing: int) -> None:
+        """Prepaid that just covers a fee, or misses it by a few wei."""
+        who = self.answers[-1][1]
+        amount = self.model.money[who, "prepaid"] + missing
+        if amount > 0:
+            inference = self.world.infer(who, self.adapter, amount)
+            self.answers.append((inference, who, amount))
+            self.charge(self.answers[-1])
+
     def charge(self, answer: tuple[str, str, int]) -> None:
         inference, who, amount = answer
         self.world.charge(who, self.adapter, inference, OWNER, amount)
@@ -174,6 +186,21 @@ class Money(RuleBasedStateMachine):
         self.world.attribute(self.adapter, self.run, inference, shares, left)
         self.model.attribute(inference, shares, left)
 
+    @rule(who=people, to=people, other=people, ppm=st.integers(1, 999_999), amount=earnings)
+    def earn(self, who: str, to: str, other: str, ppm: int, amount: int) -> None:
+        """A whole answer at once, so that later steps have money to move."""
+        self.deposit(who, amount)
+        self.answer(who, amount, True)
+        shares = {to: 1_000_000} if to == other else {to: ppm, other: 1_000_000 - ppm}
+        inference, _, _ = self.answers[-1]
+        self.world.attribute(self.adapter, self.run, inference, shares, 0)
+        self.model.attribute(inference, shares, 0)
+
+    @initialize(to=st.permutations(ADDRESSES))
+    def some_are_bound(self, to: list[str]) -> None:
+        for who, where in zip(PEOPLE, to[:2], strict=False):
+            self.bind(who, where)
+
     @rule(who=people, to=addresses)
     def bind(self, who: str, to: str) -> None:
         self.world.bind(who, to)
@@ -187,18 +214,25 @@ class Money(RuleBasedStateMachine):
         self.model.cutoff(self.period)
 
     @precondition(lambda self: self.open_period)
-    @rule(activated=st.booleans())
-    def settle(self, activated: bool) -> None:
+    @rule(activated=st.booleans(), ahead=st.lists(st.tuples(addresses, st.integers(0, 3))))
+    def settle(self, activated: bool, ahead: list[tuple[str, int]]) -> None:
+        """With claims that are seen before the activation that covers them, or half of them."""
         self.open_period = False
         self.world.close(self.period)
         self.world.propose(self.period)
+        lines = self.model.lines[self.period]
+        for to, halves in ahead:
+            coming = sum(w for (at, _), w in lines.items() if at == to.lower())
+            self.world.claim(to, halves * coming // 2)
+            self.model.claim(to.lower(), halves * coming // 2)
         (self.world.activate if activated else self.world.veto)(self.period)
         self.model.settle(self.period, activated)
 
     @rule(to=addresses, data=st.data())
     def claim(self, to: str, data: st.DataObject) -> None:
         due = sum(wei for (where, _), wei in self.model.due.items() if where == to.lower())
-        amount = data.draw(st.one_of(st.just(due), st.integers(0, due), st.integers(0, 100)))
+        held = sum(self.model.money[who, "held"] for who in PEOPLE)
+        amount = data.draw(st.one_of(st.just(due), st.integers(0, due), st.integers(0, due + held)))
         self.world.claim(to, amount)
         self.model.claim(to.lower(), amount)
 
@@ -243,6 +277,18 @@ class Money(RuleBasedStateMachine):
             assert dict(leaves) == {to: amount for to, amount in owed.items() if amount}
             assert [to for to, _ in leaves] == sorted(dict(leaves))
 
+    @invariant()
+    def nothing_waits_that_was_paid(self) -> None:
+        rows = self.folding.catch_up()
+        unpaid = [
+            row["amount_wei"] for _, row in rows.scan("claims") if row["applied_index"] is None
+        ]
+        assert sorted(unpaid) == sorted(
+            wei for queue in self.model.claims.values() for wei in queue
+        )
+        waiting = {key[0] for key, row in rows.scan("pools") if row["waiting"] is not None}
+        assert waiting == set(self.model.waiting)
+
     def teardown(self) -> None:
         again = MemoryRows(TABLES)
         for data in self.world.entries:
@@ -250,5 +296,5 @@ class Money(RuleBasedStateMachine):
         assert digest_of(again) == digest_of(self.folding.catch_up())
 
 
-Money.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Money.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestMoney = Money.TestCase
