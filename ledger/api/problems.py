@@ -5,14 +5,14 @@
 """
 
 import json
-from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi_problem.error import Problem
-from fastapi_problem.handler import ExceptionHandler, add_exception_handler
+from fastapi_problem.error import Problem, ServerProblem
+from fastapi_problem.handler import add_exception_handler, new_exception_handler
+from starlette.exceptions import HTTPException
 
 from ledger.errors import Backpressure, LedgerError, Unauthenticated
 
@@ -20,13 +20,28 @@ log = structlog.get_logger(__name__)
 
 
 def install(app: FastAPI) -> None:
-    handlers: dict[type[Exception], Any] = {Exception: _unforeseen}
-    handler = ExceptionHandler(
-        handlers=handlers,
+    handler = new_exception_handler(
+        unhandled_wrappers={"default": Internal},
+        pre_hooks=[_log_unforeseen],
         documentation_uri_template="/problems/{type}",
     )
     add_exception_handler(app, handler)
     app.add_exception_handler(LedgerError, _respond)
+
+
+class Internal(ServerProblem):
+    """An exception that nobody foresaw. Its text stays in our log: it may hold anything."""
+
+    title = "Internal error"
+    type_ = "internal"
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__("the server made a mistake; its log names this request")
+
+
+def _log_unforeseen(request: Request, error: Exception) -> None:
+    if not isinstance(error, HTTPException | RequestValidationError | Problem):
+        log.error("unforeseen", path=request.url.path, exc_info=error)
 
 
 def _respond(request: Request, error: Exception) -> JSONResponse:
@@ -60,15 +75,3 @@ def problem_document(error: LedgerError) -> dict[str, object]:
 def _openai_error(error: LedgerError) -> dict[str, object]:
     """The same error once more in the shape that OpenAI clients read."""
     return {"message": error.message, "type": error.slug, "code": error.slug, "param": None}
-
-
-def _unforeseen(handler: ExceptionHandler, request: Request, error: Exception) -> Problem | None:
-    if isinstance(error, Problem | RequestValidationError) or hasattr(error, "status_code"):
-        return None
-    log.error("unforeseen", path=request.url.path, exc_info=error)
-    return Problem(
-        "Internal error",
-        type_="internal",
-        status=500,
-        detail="the server made a mistake; its log names this request",
-    )

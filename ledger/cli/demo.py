@@ -9,6 +9,7 @@ was made are in home/demo.json; the ledger has the truth.
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,8 @@ def demo(
     from ledger.config import load_settings
     from ledger.processes.supervisor import erase, running
 
+    # SIGTERM must stop what was started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = load_settings(port=_free_port(), anchor_interval_s=6.0)
     show = Show()
     if fresh:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -19,6 +20,7 @@ from ledger.config import Settings, load_settings
 from ledger.errors import ConfigError, LedgerError, VerificationError
 
 FOLLOW_PARENT = "TRIBUTARY_FOLLOW_STDIN"
+ORPHAN_PATIENCE_S = 20.0
 
 
 def configure_logging() -> None:
@@ -155,3 +157,6 @@ def _follow_parent(stop: threading.Event) -> None:
         while os.read(0, 1):
             pass
     stop.set()
+    # Nobody is left to insist: a process that hangs in a library would stay for ever.
+    time.sleep(ORPHAN_PATIENCE_S)
+    os._exit(1)

@@ -4,11 +4,12 @@ Who may read a blob follows from the events that name it: what an auditor needs 
 for their contributor, the datanet's reviewers and workers; transcripts for who paid.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Response
 
 from ledger.api.auth import Anyone, Box, Caller
+from ledger.api.raw import BYTES, Raw
 from ledger.api.services import Services
 from ledger.domain.ids import check_hash
 from ledger.errors import Forbidden, NotFound
@@ -16,10 +17,10 @@ from ledger.errors import Forbidden, NotFound
 router = APIRouter(tags=["blobs"])
 
 
-@router.post("/v1/blobs", status_code=201, summary="Store bytes under their SHA-256")
-def put(
-    data: Annotated[bytes, Body(media_type="application/octet-stream")], caller: Caller, box: Box
-) -> dict[str, Any]:
+@router.post(
+    "/v1/blobs", status_code=201, summary="Store bytes under their SHA-256", openapi_extra=BYTES
+)
+def put(data: Raw, caller: Caller, box: Box) -> dict[str, Any]:
     sha256 = box.blobs.put(data)
     box.credentials.record_upload(sha256, caller, len(data), box.clock())
     return {"sha256": sha256, "size": len(data)}

@@ -3,9 +3,10 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from ledger.api.auth import Anyone, Box, Caller
+from ledger.api.raw import ENVELOPE, ENVELOPES, LOGIN, Raw
 from ledger.api.services import Services
 from ledger.domain.envelope import MAX_ENVELOPE_BYTES, decode_entry, leaf_hash
 from ledger.domain.login import MAX_LOGIN_BYTES, verify_login
@@ -14,10 +15,11 @@ from ledger.errors import InvalidEvent, NotFound, TooLarge
 router = APIRouter(tags=["events"])
 
 MAX_BATCH_BYTES = 8 * 2**20
-Raw = Annotated[bytes, Body(media_type="application/json")]
 
 
-@router.post("/v1/events", status_code=201, summary="Append one signed event")
+@router.post(
+    "/v1/events", status_code=201, summary="Append one signed event", openapi_extra=ENVELOPE
+)
 def append(raw: Raw, who: Anyone, box: Box) -> dict[str, Any]:
     """The body is the envelope, canonical JSON to the byte (docs/FORMATS.md). The signature is the
     authentication. Answers with the leaf index; the next checkpoint includes it."""
@@ -27,10 +29,13 @@ def append(raw: Raw, who: Anyone, box: Box) -> dict[str, Any]:
     return describe(box, appended.index)
 
 
-@router.post("/v1/events/batch", status_code=201, summary="Append events, all or none")
-def append_batch(
-    raw: Annotated[bytes, Body(media_type="application/jsonl")], who: Anyone, box: Box
-) -> dict[str, Any]:
+@router.post(
+    "/v1/events/batch",
+    status_code=201,
+    summary="Append events, all or none",
+    openapi_extra=ENVELOPES,
+)
+def append_batch(raw: Raw, who: Anyone, box: Box) -> dict[str, Any]:
     """One envelope a line. They are stored together, in this order, or not at all."""
     if len(raw) > MAX_BATCH_BYTES:
         raise TooLarge(f"a batch is at most MAX_BATCH_BYTES = {MAX_BATCH_BYTES} bytes")
@@ -56,7 +61,12 @@ def listing(
     return {"items": items, "next": items[-1]["index"] if full else None}
 
 
-@router.post("/v1/credentials", status_code=201, summary="Sign in: a credential for your key")
+@router.post(
+    "/v1/credentials",
+    status_code=201,
+    summary="Sign in: a credential for your key",
+    openapi_extra=LOGIN,
+)
 def login(raw: Raw, request: Request, box: Box) -> dict[str, str]:
     """The body is a signed login request (docs/FORMATS.md). The token is shown once."""
     box.rate_limit.hit(f"login:{request.client.host if request.client else 'unknown'}")
