@@ -1,4 +1,4 @@
-"""How fast the projector folds: `python -m tests.bench.projections [events]`.
+"""How fast the projector folds: `python -m tests.bench.bench_projections [events]`.
 
 Two logs: answers only (inference, fee, attribution to 15 contributors on average: some 24 rows an
 event) and the mixed history of the tests (with periods, claims, anomalies). On the embedded
