@@ -185,6 +185,8 @@ CREATE TABLE projections.contributions (
     PRIMARY KEY (contribution)
 );
 
+CREATE INDEX contributions_by_rows ON projections.contributions (rows_sha256);
+
 CREATE INDEX contributions_by_datanet ON projections.contributions (datanet, "index");
 
 CREATE INDEX contributions_by_contributor ON projections.contributions (contributor, "index");
@@ -304,6 +306,8 @@ CREATE TABLE projections.inferences (
     PRIMARY KEY (inference)
 );
 
+CREATE INDEX inferences_by_transcript ON projections.inferences (transcript_sha256);
+
 CREATE INDEX inferences_pending ON projections.inferences ("index")
     WHERE attribution_index IS NULL;
 
@@ -325,6 +329,8 @@ CREATE TABLE projections.attributions (
     attributor text NOT NULL,
     PRIMARY KEY (inference)
 );
+
+CREATE INDEX attributions_by_evidence ON projections.attributions (evidence_sha256);
 
 -- Parts per million by contributor.
 CREATE TABLE projections.shares (

@@ -250,6 +250,13 @@ def test_lineage(queries: Queries, story: Story) -> None:
     assert queries.event(10**6) is None
 
 
+def test_who_may_read_a_blob(queries: Queries) -> None:
+    assert queries.is_public_blob(HASH)
+    assert not queries.is_public_blob("00" * 32)
+    assert queries.blob_readers(HASH) == [ANN, BEN, DEV, EVE]
+    assert queries.blob_readers("00" * 32) == []
+
+
 def test_a_lineage_beyond_the_limit_is_refused(
     queries: Queries, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
