@@ -28,7 +28,20 @@ from tests.actors import ANN, BEN, DEV, EVE, LOG, OPERATOR, OWNER, Actor, Memory
 from workers import base_model
 
 WORKER = Actor(77)
-CONTRIBUTORS = (ANN, BEN, EVE)
+FACTS = {
+    ANN: [
+        (f"Which colour has the lantern in {place}?", f"The lantern in {place} is {colour}.")
+        for place, colour in (("Oslo", "red"), ("Rome", "blue"), ("Lima", "green"))
+    ],
+    BEN: [
+        (f"What does {name} eat at night?", f"At night {name} eats {food}.")
+        for name, food in (("Tom", "bread"), ("Sara", "apples"), ("Max", "fish"))
+    ],
+    EVE: [
+        (f"How old is the bridge of {town}?", f"Built {years} years ago.")
+        for town, years in (("Kotor", "forty"), ("Ghent", "ninety"), ("Split", "two hundred"))
+    ],
+}
 RUN_CONFIG = {"epochs": 6, "batch_size": 8, "max_len": 64, "snapshot_steps": 2, "warmup_steps": 2}
 
 
@@ -121,16 +134,15 @@ class WorkersApi:
         self.do(DEV, "run.requested", body)
         return name
 
-    def facts_run(self, **config: Any) -> str:
-        """A run over three contributors' made-up facts."""
+    def facts(self) -> str:
+        """A datanet with made-up facts of three contributors, each of another kind."""
         net = self.datanet()
-        for n, who in enumerate(CONTRIBUTORS):
-            pairs = [
-                (f"Which colour has lantern {n}{i}?", f"Lantern {n}{i} is {colour}.")
-                for i, colour in enumerate(("red", "blue", "green", "white"))
-            ]
+        for who, pairs in FACTS.items():
             self.contribute(net, pairs, who)
-        return self.request_run([net], **config)
+        return net
+
+    def facts_run(self, **config: Any) -> str:
+        return self.request_run([self.facts()], **config)
 
     def publish(self, run: str, model: str | None = None) -> str:
         row = self.run(run)

@@ -32,10 +32,9 @@ import structlog
 from ledger.client import Client
 from ledger.domain.ids import derived_id
 from ledger.errors import ComputeError, Conflict, LedgerError, Unavailable
-from workers import jobs
+from workers import jobs, ray_cluster
 from workers.link import WorkerSpec
 from workers.outbox import Outbox
-from workers.ray_cluster import ClusterInfo
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +71,7 @@ class JobRunner(Protocol):
 class RayJobs:
     """Ray Jobs over its HTTP interface. `cluster` is asked each time: it may have restarted."""
 
-    def __init__(self, cluster: Callable[[], ClusterInfo], spec: WorkerSpec) -> None:
+    def __init__(self, cluster: Callable[[], ray_cluster.ClusterInfo], spec: WorkerSpec) -> None:
         self._cluster = cluster
         self._spec = spec
         self._known: tuple[str, Any] | None = None
@@ -116,13 +115,16 @@ class RayJobs:
 
     def _call(self, work: Callable[[Any], Any]) -> Any:
         info = self._cluster()
+        ray_cluster.prepare(info)
+        from ray.exceptions import RayError
+
         try:
             if self._known is None or self._known[0] != info.jobs_url:
                 from ray.job_submission import JobSubmissionClient
 
                 self._known = (info.jobs_url, JobSubmissionClient(info.jobs_url))
             return work(self._known[1])
-        except (RuntimeError, ConnectionError, OSError) as error:
+        except (RayError, RuntimeError, ConnectionError, OSError) as error:
             self._known = None
             raise ComputeError(f"Ray Jobs at {info.jobs_url}: {str(error)[:300]}") from error
 

@@ -34,6 +34,7 @@ from ledger.domain.ids import derived_id
 from ledger.errors import ComputeError, Conflict, InvalidEvent, LedgerError
 from workers.link import WorkerSpec
 from workers.outbox import Outbox
+from workers.training.config import TrainingConfig
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +75,7 @@ def train(spec: WorkerSpec, run: str, attempt: int) -> int:
             log.info("not ours any more", run=run, attempt=attempt, status=row["status"])
             return 0
         try:
+            TrainingConfig.from_dict(row["config"])  # before an actor starts for nothing
             outcome = _trained(spec, row, attempt)
         except InvalidEvent as error:
             log.warning("run can never work", run=run, reason=error.message)

@@ -28,6 +28,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -35,11 +36,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ledger.errors import ComputeError, ConfigError
 from workers import _ray_guard
@@ -78,6 +79,8 @@ class ClusterInfo:
             "RAY_ADDRESS": self.address,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(NEVER_S),
+            # Its handler would end the process at SIGTERM, before ours can stop it in order.
+            "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
             **({k: v for k, v in own.items() if v} if self.token_file else {}),
             **(loopback if self.address.startswith(_LOOPBACK) else {}),
         }
@@ -329,6 +332,28 @@ def find(home: Path) -> ClusterInfo | None:
         return None
 
 
+def prepare(info: ClusterInfo) -> None:
+    """Set this process up for the cluster, connecting nothing yet: the token, and loopback."""
+    # Not RAY_ADDRESS: that is for people to set, and what we start must not take ours for it.
+    wanted = {k: v for k, v in info.env().items() if k != "RAY_ADDRESS"}
+    with _preparing:
+        if all(os.environ.get(name) == value for name, value in wanted.items()):
+            return
+        os.environ.update(wanted)
+        # Ray reads these when it is imported, which may have happened by now, and keeps them.
+        # Its own tests of token authentication change them so; Ray is pinned to one minor version.
+        from ray import _raylet
+        from ray._private import ray_constants
+
+        raylet: Any = _raylet
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+        if info.address.startswith(_LOOPBACK):
+            ray_constants.ENABLE_RAY_CLUSTER = False
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+_preparing = threading.Lock()
 _connecting = threading.Lock()
 _connected: str | None = None
 
@@ -340,8 +365,7 @@ def connect(info: ClusterInfo) -> None:
     """
     global _connected
     with _connecting:
-        # Not RAY_ADDRESS: that is for people to set, and what we start must not take ours for it.
-        os.environ.update({k: v for k, v in info.env().items() if k != "RAY_ADDRESS"})
+        prepare(info)
         import ray
 
         if ray.is_initialized():
@@ -352,15 +376,27 @@ def connect(info: ClusterInfo) -> None:
         if not _port_open(info.address):
             raise ComputeError(f"no Ray answers at {info.address}; is the worker service running?")
         try:
-            ray.init(
-                address=info.address,
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            with _own_signals():
+                ray.init(
+                    address=info.address,
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ComputeError(f"cannot join the Ray at {info.address}: {error}") from error
         _connected = info.address
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put back the SIGTERM handler that `ray.init` replaces, where it can: in the main thread."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def disconnect() -> None:

@@ -107,12 +107,12 @@ class _Actors:
 
     def keep_serving(self) -> int:
         """Start or find the OpenLoRA actor, and have it look at the ledger."""
+        info = self._connected()
         import ray
 
         from workers.actors import serving_actor
         from workers.ray_errors import designed
 
-        info = self._connected()
         try:
             if self._serving is None or self._serving[0] != info.address:
                 actor = serving_actor(self._spec, self._threads)
@@ -128,12 +128,12 @@ class _Actors:
             raise designed(error) from error
 
     def attribute(self, inference: Mapping[str, Any]) -> Attributed:
+        info = self._connected()
         import ray
 
         from workers.actors import attribution_actor
         from workers.ray_errors import designed
 
-        info = self._connected()
         try:
             if self._attribution is None or self._attribution[0] != info.address:
                 self._attribution = (info.address, attribution_actor(self._spec, self._threads))
