@@ -43,9 +43,7 @@ DEPOSIT_WEI = 5 * WEI_PER_OPEN
 WALLET_WEI = 100 * WEI_PER_OPEN
 INPUT_WEI_PER_TOKEN = 10**14
 OUTPUT_WEI_PER_TOKEN = 2 * 10**14
-TRAINING = {
-    "r": 8, "alpha": 16, "epochs": 4, "batch_size": 16, "max_len": 128, "lr": "0.002", "seed": 7,
-}  # fmt: skip
+TRAINING = {"epochs": 6, "max_len": 128, "seed": 7}
 REJECTED_REASON = "too short to teach anything; please add rows"
 FINISHED = ("completed", "failed", "cancelled")
 

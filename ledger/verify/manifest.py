@@ -6,7 +6,8 @@ room reads of it (docs/FORMATS.md has the rest)::
     {"v": 1, "rows": [{"contribution": <uuid>, "row": n, "row_hash": <hex>}, ...],
      "base_sha256": <hex>, "adapter_sha256": <hex>, "config_sha256": <hex>, "steps": n, ...}
 
-`row_hash` is the salted leaf hash of row n of that contribution (`ledger.domain.rows`), so a
+A row may say more (`tokens`: how many it had in training); lineage rests on these three. `row_hash`
+is the salted leaf hash of row n of that contribution (`ledger.domain.rows`), so a
 contribution of which the manifest has every row is bound to its own `rows_root`.
 """
 
@@ -64,8 +65,8 @@ def _read(value: Any) -> Manifest:
 
 
 def _row(item: Any, where: str) -> tuple[str, int, bytes]:
-    if not isinstance(item, dict) or item.keys() != {"contribution", "row", "row_hash"}:
-        raise MalformedProof(f"{where} must have exactly contribution, row and row_hash")
+    if not isinstance(item, dict) or not item.keys() >= {"contribution", "row", "row_hash"}:
+        raise MalformedProof(f"{where} must have contribution, row and row_hash")
     number = item["row"]
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise MalformedProof(f"{where}.row must be an integer from 0")
