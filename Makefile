@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 contracts/node_modules/.ready: $(VENV)/.ready contracts/package.json contracts/package-lock.json
-	$(PY) contracts/install.py
+	$(PY) contracts/build.py install
 	@touch $@
 
 demo: setup ## One answer's whole life, on real data (DATA=rows.jsonl, FRESH=1)
