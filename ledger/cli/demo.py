@@ -134,11 +134,11 @@ class Show:
         self.console.print(f"\n{text}", markup=False)
 
     def summary(self, facts: dict[str, Any], seconds: float) -> None:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name in facts["table"]:
-            table.add_row(f"[dim]{name}[/dim]", str(facts["table"][name]))
         self.console.print("\n[bold]What happened[/bold]")
-        self.console.print(table)
+        for name, value in facts["table"].items():
+            # Hashes stay whole: they are there to be copied.
+            self.console.print(f"  [dim]{name:<12}[/dim] ", end="")
+            self.console.print(str(value), markup=False, soft_wrap=True)
         statement = Table(
             "leaf", "event", "amount", "share", "of pool", box=None, header_style="dim"
         )

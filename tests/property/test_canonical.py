@@ -16,7 +16,7 @@ from ledger.domain.ids import derived_id
 from ledger.domain.money import format_open, parse_open, split_exactly
 from ledger.errors import InvalidEvent
 
-text = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-MAX_SAFE_INTEGER, MAX_SAFE_INTEGER) | text,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
