@@ -270,8 +270,11 @@ class Story:
         """A LoRA training run on each datanet, as Ray jobs."""
         developer = self._client("developer")
         base = developer.get("/v1/info")["base_model"]
+        # Another base model means other runs and adapters: theirs fit no other.
+        digest = base["digest"]
         runs = {
-            name: str(derived_id("demo-run", developer.log, name)) for name in self.made["datanets"]
+            name: str(derived_id("demo-run", developer.log, name, digest))
+            for name in self.made["datanets"]
         }
         with self.show.step("Training a LoRA adapter on each datanet (Ray jobs)") as bar:
             for name, run in runs.items():
@@ -283,7 +286,7 @@ class Story:
                     "base_id": base["id"],
                     "config": TRAINING,
                 }
-                self._once(developer, "run.requested", body, "run", name)
+                self._once(developer, "run.requested", body, "run", run)
             done = [self._trained(name, run, bar) for name, run in runs.items()]
             self._keep("runs", runs)
             rows = sum(int(r["rows_count"]) for r in done)
@@ -308,7 +311,7 @@ class Story:
         made = {}
         with self.show.step("Publishing two adapters on one base model") as bar:
             for name, run in self.made["runs"].items():
-                adapter = str(derived_id("demo-adapter", developer.log, name))
+                adapter = str(derived_id("demo-adapter", developer.log, run))
                 found = developer.get(f"/v1/runs/{run}")
                 body = {
                     "adapter": adapter,
@@ -319,7 +322,7 @@ class Story:
                     "input_wei_per_token": str(INPUT_WEI_PER_TOKEN),
                     "output_wei_per_token": str(OUTPUT_WEI_PER_TOKEN),
                 }
-                self._once(developer, "adapter.published", body, "adapter", name)
+                self._once(developer, "adapter.published", body, "adapter", adapter)
                 made[f"demo/{name}"] = adapter
             self._keep("adapters", made)
             for model in made:
