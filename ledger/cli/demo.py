@@ -45,6 +45,7 @@ INPUT_WEI_PER_TOKEN = 10**14
 OUTPUT_WEI_PER_TOKEN = 2 * 10**14
 TRAINING = {"epochs": 6, "max_len": 128, "seed": 7}
 REJECTED_REASON = "too short to teach anything; please add rows"
+SHOWN_SHARES = 4
 FINISHED = ("completed", "failed", "cancelled")
 
 
@@ -484,13 +485,26 @@ class Story:
     def bundle(self) -> None:
         """Download the proof of one answer."""
         with self.show.step("Downloading one answer's lineage bundle") as bar:
-            best = max(self.inferences, key=lambda a: len(a["attribution"]["shares"]))
+            best = min(self.inferences, key=lambda a: a["attribution"]["unattributed_ppm"])
             data = self._client("developer").get_bytes(f"/v1/bundles/{best['inference']}")
             path = self.settings.root / "answer.lineage.json"
             path.write_bytes(data)
             self.made["bundle"] = {"path": str(path), "inference": best["inference"]}
-            self.made["sample"] = {"prompt": best["prompt"], "text": best["text"]}
+            self.made["sample"] = {
+                "prompt": best["prompt"],
+                "text": best["text"],
+                "shares": self._named_shares(best["attribution"]),
+            }
             bar.done(f"{len(data) / 1024:.0f} KiB, {len(json.loads(data)['entries'])} log entries")
+
+    def _named_shares(self, attribution: dict[str, Any]) -> str:
+        """The largest shares, for people: names and percentages."""
+        names = {self._client(name).actor: name for name in self.rows}
+        parts = [
+            f"{names.get(s['contributor'], s['contributor'][:20])} {s['ppm'] / 10_000:.1f}%"
+            for s in attribution["shares"][:SHOWN_SHARES]
+        ]
+        return ", ".join([*parts, f"unattributed {attribution['unattributed_ppm'] / 10_000:.1f}%"])
 
     def facts(self) -> dict[str, Any]:
         """What the summary shows, read before the service stops."""
@@ -507,6 +521,7 @@ class Story:
                 "log": f"{checkpoint[0]}, {checkpoint[1]} entries, root {checkpoint[2]}",
                 "a question": self.made["sample"]["prompt"],
                 "its answer": self.made["sample"]["text"].strip(),
+                "shaped by": self.made["sample"]["shares"],
                 "inference": self.made["bundle"]["inference"],
                 "anchored": f"size {anchor['size']}, transaction {anchor['tx_hash']}",
                 "payout root": f"{period['root']} (leaf {period['closed_index']})",
