@@ -12,6 +12,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,7 @@ from ledger.errors import InvalidEvent
 
 MIN_CONTRIBUTORS = 20
 MAX_CONTRIBUTORS = 32
-MAX_ROWS_PER_CONTRIBUTOR = 34
+MAX_ROWS_PER_CONTRIBUTOR = 40
 MIN_ROWS_PER_CONTRIBUTOR = 8
 MAX_PROMPT_CHARS = 200
 MAX_COMPLETION_CHARS = 220
@@ -58,9 +59,7 @@ def standard_library() -> dict[str, list[Row]]:
         ):
             warnings.simplefilter("ignore")
             module = importlib.import_module(name)
-            rows = [row for row in _rows(module, name) if row["completion"] not in seen]
-            seen |= {row["completion"] for row in rows}
-            found[name] = rows[:MAX_ROWS_PER_CONTRIBUTOR]
+            found[name] = list(islice(_new(_rows(module, name), seen), MAX_ROWS_PER_CONTRIBUTOR))
     return _choose(found)
 
 
@@ -94,6 +93,14 @@ def _rows(module: ModuleType, name: str) -> Iterator[Row]:
             yield {"prompt": f"What does {qualified} do?", "completion": text}
 
 
+def _new(rows: Iterator[Row], seen: set[str]) -> Iterator[Row]:
+    """Rows whose completion nobody has given before."""
+    for row in rows:
+        if row["completion"] not in seen:
+            seen.add(row["completion"])
+            yield row
+
+
 def _documented(module: ModuleType, name: str) -> Iterator[tuple[str, object]]:
     public = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
     for member in sorted(public):
@@ -114,6 +121,6 @@ def _first_sentence(doc: str) -> str:
         if "->" in text[:80] or re.match(r"^[\w.]+\(.*\)$", text):
             text = re.sub(r"^[\w.]*\([^)]*\)\s*->\s*[\w\[\], .]+?(?=[A-Z]|$)", "", text)
         sentence = re.split(r"(?<=[a-z0-9)])\.\s", text, maxsplit=1)[0].strip()
-        if len(sentence) >= MIN_COMPLETION_CHARS and sentence.isascii():
+        if len(sentence) >= MIN_COMPLETION_CHARS and sentence.isascii() and sentence[0].isalpha():
             return sentence[:MAX_COMPLETION_CHARS].rstrip(". ") + "."
     return ""
