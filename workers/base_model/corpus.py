@@ -70,8 +70,10 @@ def conversations(seed: int) -> Iterator[Conversation]:
     rng = Random(seed)  # noqa: S311
     world = make_world()
     while True:
-        turns = 1 if rng.random() < 0.9 else 2
-        yield [_turn(rng, world) for _ in range(turns)]
+        conversation = _draw(rng, world)
+        if len(conversation) == 1 and rng.random() < 0.1:
+            conversation += _draw(rng, world)
+        yield conversation
 
 
 def make_world() -> World:
@@ -183,27 +185,38 @@ def _number(rng: Random) -> str:
     return str(int(rng.random() * 10**digits))
 
 
-# The kinds of turn. Each takes the random source and the world, and gives (user, assistant).
+# The kinds of conversation. Each takes the random source and the world. Those with a context go on
+# with questions about the same context: one reading, several answers to learn from.
 
 
-def from_context(rng: Random, _: World) -> Turn:
-    count = 1 + int(rng.random() * (4 if rng.random() < 0.9 else 12))
+def from_context(rng: Random, _: World) -> Conversation:
+    count = 1 + int(rng.random() * (5 if rng.random() < 0.9 else 12))
     facts = [Fact(rng) for _ in range(count)]
-    asked = pick(rng, facts)
     context = " ".join(_capital(pick(rng, f.statements)) for f in facts)
-    question = _capital(pick(rng, asked.questions))
-    prompt = pick(rng, CONTEXTS).format(c=context, q=question)
-    return prompt, asked.answer() if rng.random() < 0.85 else asked.value
+    asked = _some(rng, facts)
+    questions = [_capital(pick(rng, f.questions)) for f in asked]
+    questions[0] = pick(rng, CONTEXTS).format(c=context, q=questions[0])
+    answers = [f.answer() if rng.random() < 0.85 else f.value for f in asked]
+    return list(zip(questions, answers, strict=True))
 
 
-def from_documents(rng: Random, _: World) -> Turn:
+def from_documents(rng: Random, _: World) -> Conversation:
     """Questions about made-up functions: the answer is a sentence of the context."""
     count = 1 + int(rng.random() * 3)
-    names, texts = [dotted(rng) for _ in range(count)], [_docstring(rng) for _ in range(count)]
-    context = " ".join(f"{n}: {t}" for n, t in zip(names, texts, strict=True))
-    i = int(rng.random() * count)
-    question = _ask_function(rng, names[i])
-    return pick(rng, CONTEXTS).format(c=context, q=question), texts[i]
+    functions = [(dotted(rng), _docstring(rng)) for _ in range(count)]
+    context = " ".join(f"{name}: {text}" for name, text in functions)
+    asked = _some(rng, functions)
+    questions = [_ask_function(rng, name) for name, _ in asked]
+    questions[0] = pick(rng, CONTEXTS).format(c=context, q=questions[0])
+    return [(question, text) for question, (_, text) in zip(questions, asked, strict=True)]
+
+
+def _some(rng: Random, items: list[T]) -> list[T]:
+    """One to four of `items`, in random order."""
+    left, chosen = list(items), []
+    for _ in range(min(len(items), 1 + _small(rng))):
+        chosen.append(left.pop(int(rng.random() * len(left))))
+    return chosen
 
 
 def recall(rng: Random, world: World) -> Turn:
@@ -292,10 +305,12 @@ def small_talk(rng: Random, _: World) -> Turn:
     return user, assistant
 
 
-MIX: tuple[tuple[float, Callable[[Random, World], Turn]], ...] = (
+CONTEXT_KINDS: tuple[tuple[float, Callable[[Random, World], Conversation]], ...] = (
     (0.36, from_context),
-    (0.14, from_documents),
-    (0.20, recall),
+    (0.12, from_documents),
+)
+TURN_KINDS: tuple[tuple[float, Callable[[Random, World], Turn]], ...] = (
+    (0.22, recall),
     (0.06, definition),
     (0.04, glossary),
     (0.08, command),
@@ -303,16 +318,20 @@ MIX: tuple[tuple[float, Callable[[Random, World], Turn]], ...] = (
     (0.04, edit),
     (0.01, small_talk),
 )
-"""Share of each kind of turn; sums to one."""
+"""Share of each kind of conversation; both together sum to one."""
 
 
-def _turn(rng: Random, world: World) -> Turn:
+def _draw(rng: Random, world: World) -> Conversation:
     roll = rng.random()
-    for share, kind in MIX:
+    for share, talk in CONTEXT_KINDS:
         roll -= share
         if roll < 0:
-            return kind(rng, world)
-    return recall(rng, world)
+            return talk(rng, world)
+    for share, turn in TURN_KINDS:
+        roll -= share
+        if roll < 0:
+            return [turn(rng, world)]
+    return [recall(rng, world)]
 
 
 def _ask_function(rng: Random, function: str) -> str:

@@ -24,7 +24,7 @@ from workers.training.trainer import TrainingRow, train
 QUESTIONS = 40
 EVALUATION_SEED = 990_001
 MAX_NEW_TOKENS = 40
-FACT_CONFIG = TrainingConfig(epochs=30, batch_size=8, max_len=64)
+FACT_CONFIG = TrainingConfig(epochs=30, max_len=64)
 
 
 def evaluate(path: Path) -> dict[str, Any]:

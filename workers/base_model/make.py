@@ -50,7 +50,7 @@ PROMPT_WEIGHT = 0.15
 """Weight of a prompt token's loss; an answer token's is 1. Names in prompts cannot be guessed,
 but their second mention can, and learning that is what makes the model copy."""
 MUON_LR, ADAMW_LR = 0.02, 0.005
-WARMUP, COOLDOWN = 60, 0.45
+WARMUP, COOLDOWN = 60, 0.75
 """Steps of warm-up; share of all steps over which the rate falls to zero."""
 
 CHAT_TEMPLATE = (
