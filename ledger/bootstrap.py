@@ -379,16 +379,25 @@ def payout_claim(dump: dict[str, Any], address: str) -> dict[str, Any]:
     }
 
 
+def chain_of(settings: Settings, info: Mapping[str, Any]) -> Settings:
+    """Settings for the chain that a ledger names in /v1/info."""
+    chain = info.get("chain")
+    if chain is None:
+        raise NotFound("this ledger has not deployed its contracts yet")
+    return settings.model_copy(
+        update={
+            "chain_rpc_url": settings.chain_rpc_url or chain["rpc_url"],
+            "dev_chain": bool(chain["development"]),
+        }
+    )
+
+
 def fund(settings: Settings, key_file: Path, amount_wei: int) -> None:
-    """Give a wallet coins on our own development chain; on any other chain do nothing."""
-    if settings.dev_chain and settings.chain_rpc_url:
-        from urllib.parse import urlsplit
+    """Coins for a wallet on our own development chain; on any other chain nothing happens."""
+    if settings.dev_chain:
+        from ledger.processes.chain import running_dev_chain
 
-        from ledger.processes.chain import dev_chain
-
-        chain = dev_chain(settings)
-        chain.port = urlsplit(settings.chain_rpc_url).port or 0
-        chain.fund(wallet_of(key_file).address, amount_wei)
+        running_dev_chain(settings).fund(wallet_of(key_file).address, amount_wei)
 
 
 def payouts(settings: Settings, key_file: Path, info: Mapping[str, Any]) -> Any:
@@ -397,12 +406,9 @@ def payouts(settings: Settings, key_file: Path, info: Mapping[str, Any]) -> Any:
     from ledger.chain.payouts import Payouts
     from ledger.processes.chain import chain_client
 
-    chain = info.get("chain")
-    if chain is None:
-        raise NotFound("this ledger has not deployed its contracts yet")
+    client = chain_client(chain_of(settings, info), key_file)
+    chain = info["chain"]
     known = {name: chain[name] for name in Deployments.__dataclass_fields__ if name in chain}
-    url = settings.chain_rpc_url or chain["rpc_url"]
-    client = chain_client(settings.model_copy(update={"chain_rpc_url": url}), key_file)
     return Payouts(client, Deployments(**known))
 
 

@@ -1,15 +1,17 @@
 """Money: balances, statements line by line, prepaying, claiming on chain."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from ledger.cli.context import As, Json, actor, client, key_path, listing, out, show
-from ledger.config import load_settings
-from ledger.domain.money import format_open, parse_open
+from ledger.config import Settings, load_settings
+from ledger.domain.money import WEI_PER_OPEN, format_open, parse_open
 
 app = typer.Typer(name="account", no_args_is_help=True, help="Balances, statements, claims.")
 
+DEVELOPMENT_COINS_WEI = 1_000 * WEI_PER_OPEN
 LINE = ["index", "type", "bucket", "amount_wei", "balance_wei", "ppm", "pool_wei", "inference"]
 Who = Annotated[str, typer.Argument(help="Key name or actor id.")]
 
@@ -51,17 +53,25 @@ def deposit(
 
     settings = load_settings()
     key_file = key_path(who).with_name(f"{who}-evm.key")
-    bootstrap.wallet_of(key_file)
+    wallet = bootstrap.wallet_of(key_file)
     with client(who) as ledger:
-        payouts = bootstrap.payouts(settings, key_file, ledger.get("/v1/info"))
+        payouts = _payouts(settings, key_file, ledger.get("/v1/info"))
+        out.print(f"paying from {wallet.address}")
         receipt = payouts.deposit(ledger.actor, parse_open(amount))
         out.print(f"deposited {amount} OPEN in transaction 0x{receipt.tx_hash.hex()}")
+
+
+def _payouts(settings: Settings, key_file: Path, info: dict[str, Any]) -> Any:
+    """The contracts for a wallet; on a development chain the wallet gets coins first."""
+    from ledger import bootstrap
+
+    bootstrap.fund(bootstrap.chain_of(settings, info), key_file, DEVELOPMENT_COINS_WEI)
+    return bootstrap.payouts(settings, key_file, info)
 
 
 @app.command()
 def claim(who: As = "me") -> None:
     """Claim what the active payout root owes the EVM address bound to your key."""
-    from ledger import bootstrap
 
     settings = load_settings()
     key_file = key_path(who).with_name(f"{who}-evm.key")
@@ -73,7 +83,7 @@ def claim(who: As = "me") -> None:
             return
         number, address = active[0]["period"], identity["evm_address"]
         line = ledger.get(f"/v1/periods/{number}/claims/{address}")
-        payouts = bootstrap.payouts(settings, key_file, ledger.get("/v1/info"))
+        payouts = _payouts(settings, key_file, ledger.get("/v1/info"))
         proof = [bytes.fromhex(node[2:]) for node in line["proof"]]
         receipt = payouts.claim(address, int(line["cumulative_wei"]), proof)
         if receipt is None:

@@ -341,14 +341,19 @@ def dev_chain(settings: Settings) -> DevChain:
     return DevChain(settings.root / "chain" / "dev")
 
 
+def running_dev_chain(settings: Settings) -> DevChain:
+    """The same, where the service runs it: for saving its state and its faucet."""
+    chain = dev_chain(settings)
+    chain.port = urlsplit(settings.chain_rpc_url or "").port or 0
+    return chain
+
+
 def chain_client(settings: Settings, key_file: Path | None) -> ChainClient:
     if settings.chain_rpc_url is None:
         raise ConfigError("no chain: set CHAIN_RPC_URL, or start everything with `tributary up`")
     save = None
     if settings.dev_chain:
-        chain = dev_chain(settings)
-        chain.port = urlsplit(settings.chain_rpc_url).port or 0
-        save = chain.save
+        save = running_dev_chain(settings).save
     return ChainClient(
         settings.chain_rpc_url,
         key_file=key_file,
@@ -370,6 +375,7 @@ def deploy(settings: Settings, key_file: Path) -> Deployments:
     addresses = asdict(found)
     addresses.pop("outdated")
     addresses["rpc_url"] = settings.chain_rpc_url
+    addresses["development"] = settings.dev_chain
     _write(folder / "addresses.json", json.dumps(addresses, indent=2))
     return found
 
