@@ -152,6 +152,7 @@ class Dispatcher:
         self._clock = clock
         self._succeeded_at: dict[str, float] = {}
         self._begun: set[str] = set()
+        self._ended: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`; pauses longer while ledger or Ray do not answer."""
@@ -262,11 +263,12 @@ class Dispatcher:
         and a run that is missing for another reason is none of ours to kill."""
         for submission, status in statuses.items():
             run = submission.rpartition("-")[0]
-            if status in _ALIVE and run not in active:
+            if status in _ALIVE and run not in active and submission not in self._ended:
                 if self._client.get(f"/v1/runs/{run}")["status"] != "cancelled":
                     continue
                 log.info("job stopped, its run was cancelled", run=run)
                 self._runner.stop(submission)
+                self._ended.add(submission)  # Ray takes some seconds over it
 
 
 def submission_id(run: str, attempt: int) -> str:

@@ -56,6 +56,9 @@ MAX_TEMP_CHARS = 40
 NEVER_S = 2**31 - 1
 _HOME_MARK, _RUN_MARK = "TRIBUTARY_RAY_HOME", "TRIBUTARY_RAY_RUN"
 _LOOPBACK = "127.0.0.1"
+_QUIET = {"RAY_task_events_report_interval_ms": "0", "RAY_enable_metrics_collection": "0"}
+"""No task events, no metrics from within Ray. Besides costing cores, a driver whose cluster died
+waits for both, up to 20 s, before it can join the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ class ClusterInfo:
             "RAY_ADDRESS": self.address,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_gcs_rpc_server_reconnect_timeout_s": str(NEVER_S),
+            **_QUIET,
             # Its handler would end the process at SIGTERM, before ours can stop it in order.
             "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
             **({k: v for k, v in own.items() if v} if self.token_file else {}),
@@ -336,16 +340,17 @@ def prepare(info: ClusterInfo) -> None:
     """Set this process up for the cluster, connecting nothing yet: the token, and loopback."""
     # Not RAY_ADDRESS: that is for people to set, and what we start must not take ours for it.
     wanted = {k: v for k, v in info.env().items() if k != "RAY_ADDRESS"}
-    with _preparing:
-        if all(os.environ.get(name) == value for name, value in wanted.items()):
-            return
+    with _preparing:  # also because Ray cannot be imported by two threads at once
+        changed = any(os.environ.get(name) != value for name, value in wanted.items())
         os.environ.update(wanted)
-        # Ray reads these when it is imported, which may have happened by now, and keeps them.
-        # Its own tests of token authentication change them so; Ray is pinned to one minor version.
-        from ray import _raylet
+        import ray.job_submission
         from ray._private import ray_constants
 
-        raylet: Any = _raylet
+        if not changed:
+            return
+        # Ray reads these when it is imported, which may have happened before, and keeps them. Its
+        # own tests of token authentication change them so; Ray is pinned to one minor version.
+        raylet: Any = ray._raylet
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
         if info.address.startswith(_LOOPBACK):
             ray_constants.ENABLE_RAY_CLUSTER = False
@@ -429,6 +434,7 @@ def _cluster_environment(token: Path) -> Mapping[str, str]:
         # Idle Python workers cost seconds of both cores at the start, and memory later.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        **_QUIET,
     }
 
 

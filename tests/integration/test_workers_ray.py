@@ -6,6 +6,7 @@ build on each other: they run in order.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -32,9 +33,9 @@ from workers.serving import RayServingEngine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
 
-LONG = {"epochs": 60}
-"""A run of 120 steps, some seconds: long enough to be killed in the middle."""
-KILL_AT_STEP = 20
+LONG = {"epochs": 30}
+"""A run of 60 steps, some seconds: long enough to be killed in the middle."""
+KILL_AT_STEP = 10
 QUESTION, ANSWER = "What does Tom eat at night?", "At night Tom eats bread."
 
 
@@ -109,6 +110,20 @@ class Service:
         )
         return [delta async for delta in self.engine.stream(request)]
 
+    def answer_at_last(self, adapter: str, timeout_s: float = 60.0) -> str:
+        """The answer to QUESTION, asked again for as long as it is worth a retry."""
+
+        async def ask() -> str:
+            deadline = time.monotonic() + timeout_s
+            while True:
+                try:
+                    return "".join(d.text for d in await self.ask(adapter))
+                except ComputeError:
+                    assert time.monotonic() < deadline, self.tail()
+                    await asyncio.sleep(0.2)
+
+        return asyncio.run(ask())
+
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
@@ -135,7 +150,7 @@ def test_a_run_is_trained_and_recorded(service: Service, undisturbed: dict[str, 
     assert undisturbed["status"] == "completed", undisturbed["reason"]
     (event,) = [e for e in api.events("run.completed") if e["run"] == run]
     assert event["event"] == str(completed_id(run))
-    assert (event["rows_count"], event["contributions_count"], event["steps"]) == (9, 3, 120)
+    assert (event["rows_count"], event["contributions_count"], event["steps"]) == (9, 3, 60)
     manifest = parse_canonical(api.blobs[event["manifest_sha256"]])
     assert manifest["adapter_sha256"] == event["adapter_sha256"]
     assert len(manifest["rows"]) == 9
@@ -222,35 +237,45 @@ def test_an_actor_killed_in_mid_stream_is_a_retryable_error(
     adapter = service.api.publish(undisturbed["run"])
     (pid,) = service.processes("ray::OpenLoRAActor")
 
-    async def talk() -> None:
+    async def tell(n: int) -> str:
         request = ChatRequest(
-            request_id="doomed",
+            request_id=f"story {n}",
             adapter=None,
-            messages=[{"role": "user", "content": "Tell me a long story."}],
+            messages=[{"role": "user", "content": f"Tell me long story number {n}."}],
             max_tokens=400,
             temperature=2.0,
+            seed=n,
         )
-        got = 0
-        with pytest.raises(ComputeError):
+        try:
             async for delta in service.engine.stream(request):
-                assert delta.finish_reason is None, "killed too late to show anything"
-                got += 1
-                if got == 1:
-                    os.kill(pid, signal.SIGKILL)
-        assert got >= 1
+                if delta.finish_reason is None and service.processes("ray::OpenLoRAActor"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        except ComputeError:
+            return "broke off"
+        return "ended"
 
-    asyncio.run(talk())
+    async def tell_all() -> list[str]:
+        return await asyncio.gather(*map(tell, range(16)))
 
-    async def again() -> str:
-        for _ in range(60):
-            try:
-                return "".join(d.text for d in await service.ask(adapter))
-            except ComputeError:
-                await asyncio.sleep(0.5)
-        raise AssertionError(service.tail())
-
-    assert asyncio.run(again()) == ANSWER
+    # A short one may have been complete before its first piece was read; the others broke off.
+    assert "broke off" in asyncio.run(tell_all())
+    assert service.answer_at_last(adapter) == ANSWER
     assert service.processes("ray::OpenLoRAActor") != [pid]
+
+
+def test_a_dead_ray_is_replaced(service: Service, undisturbed: dict[str, Any]) -> None:
+    adapter = service.api.publish(undisturbed["run"])
+    before = ray_cluster.find(service.home)
+    (raylet,) = [
+        pid
+        for pid in marked(service.mark)
+        if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(raylet, signal.SIGKILL)
+    service.wait("another Ray", lambda: ray_cluster.find(service.home) not in (None, before))
+    # This process was a driver of the dead cluster too: it finds the new one.
+    assert service.answer_at_last(adapter) == ANSWER
 
 
 def test_a_cancelled_run_ends_its_job(service: Service, undisturbed: dict[str, Any]) -> None:
@@ -287,10 +312,6 @@ def test_a_killed_service_goes_on_where_it_was(
     assert ended["adapter_sha256"] == undisturbed["adapter_sha256"]
     assert sum(e["run"] == run for e in api.events("run.completed")) == 1
     assert sum(e["run"] == run for e in api.events("run.started")) == 1
-    # This process was a driver of the dead cluster: it finds the new one.
-    adapter = api.publish(run)
-    deltas = asyncio.run(service.ask(adapter))
-    assert "".join(d.text for d in deltas) == ANSWER
     assert sha256_hex(api.blobs[ended["adapter_sha256"]]) == ended["adapter_sha256"]
 
 
