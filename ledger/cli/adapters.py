@@ -1,12 +1,16 @@
 """Adapters: publish what a run made, and ask it."""
 
+from contextlib import suppress
 from typing import Annotated
 from uuid import uuid4
 
 import typer
 
 from ledger.cli.context import As, Json, client, listing, out, show
-from ledger.domain.money import parse_open
+from ledger.client import Client
+from ledger.domain.accrual import POOL
+from ledger.domain.money import format_open, parse_open
+from ledger.errors import NotFound
 
 app = typer.Typer(name="adapter", no_args_is_help=True, help="Publish, retire and ask adapters.")
 
@@ -63,4 +67,22 @@ def ask(model: str, prompt: str, who: As = "me", as_json: Json = False) -> None:
         done = ledger.wait_until(
             receipt["attribution"], lambda i: i["attribution"] is not None, timeout_s=60
         )
-        show(done, as_json=as_json, title=f"inference {receipt['inference']}")
+        if as_json:
+            show(done, as_json=True)
+            return
+        out.print(f"\n{format_open(int(done['fee_wei']))} for {done['completion_tokens']} tokens")
+        for posting in done["postings"]:
+            wei = int(posting["amount_wei"])
+            if wei > 0 and posting["owner"] != POOL:
+                share = f"{posting['ppm'] / 10_000:.1f}%" if posting["ppm"] else posting["part"]
+                out.print(f"  {format_open(wei):<26} {share:<12} {_name(ledger, posting['owner'])}")
+        out.print(f"proof: tributary log bundle {receipt['inference']}")
+
+
+def _name(ledger: Client, owner: str) -> str:
+    """The display name of an actor; the ledger's own accounts are called by theirs."""
+    if not owner.startswith("ed25519:"):
+        return owner
+    with suppress(NotFound):
+        return f"{ledger.get(f'/v1/identities/{owner}')['name']}  {owner}"
+    return owner

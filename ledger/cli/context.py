@@ -18,10 +18,13 @@ from ledger.domain.money import format_open
 from ledger.errors import ConfigError, NotFound
 
 DEFAULT_API = "http://127.0.0.1:8420"
-MAX_CELL_CHARS = 72
+MAX_CELL_CHARS = 80
+MAX_VALUE_CHARS = 2_000
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Ids and hashes are there to be copied: nothing is cropped, and a pipe gets whole lines.
+PIPE_WIDTH = 240
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 As = Annotated[
     str, typer.Option("--as", metavar="KEY", help="Name of the key that acts (see `keys list`).")
@@ -84,10 +87,11 @@ def show(value: Any, *, as_json: bool, title: str = "") -> None:
     if as_json:
         print_json(value)
         return
-    table = Table(title=title or None, show_header=False, box=None, pad_edge=False)
+    if title:
+        out.print(f"[bold]{title}[/bold]")
+    width = max(map(len, value), default=0)
     for key, item in value.items():
-        table.add_row(f"[dim]{key}[/dim]", _cell(key, item, limit=200))
-    out.print(table)
+        out.print(f"[dim]{key:<{width}}[/dim]  {_cell(key, item, limit=MAX_VALUE_CHARS)}")
 
 
 def listing(items: list[dict[str, Any]], columns: list[str], *, as_json: bool) -> None:
@@ -98,7 +102,9 @@ def listing(items: list[dict[str, Any]], columns: list[str], *, as_json: bool) -
     if not items:
         out.print("nothing yet")
         return
-    table = Table(*columns, box=None, header_style="dim", pad_edge=False)
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for item in items:
         table.add_row(*(_cell(c, item.get(c), limit=MAX_CELL_CHARS) for c in columns))
     out.print(table)
