@@ -11,12 +11,17 @@ repairs nothing.
 """
 
 import json
+import re
 from typing import Any, NoReturn
 
 from ledger.errors import InvalidEvent
 
 MAX_SAFE_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
+
+# A string (or the rest of the input after an unclosed quote, so that no input is scanned twice), or
+# one bracket.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -34,6 +39,7 @@ def canonical_json(value: Any) -> bytes:
 
 def parse_canonical(data: bytes) -> Any:
     """The value of `data`, which must be canonical JSON to the byte; InvalidEvent otherwise."""
+    _check_nesting(data)
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -51,6 +57,22 @@ def parse_canonical(data: bytes) -> Any:
             "no repeated keys, shortest escapes; serialise it again and sign those bytes"
         )
     return value
+
+
+def _check_nesting(data: bytes) -> None:
+    """Refuse deep nesting before the parser sees it: its recursion is bounded by the interpreter's
+    limit only, and where a library has raised that, 60 KB of brackets overflow the C stack."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for match in _STRUCTURE.finditer(data):
+        first = data[match.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InvalidEvent(f"nested deeper than MAX_DEPTH = {MAX_DEPTH}")
+        elif first in b"]}":
+            depth -= 1
 
 
 def _dump(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -51,6 +53,27 @@ def test_any_other_spelling_is_refused(value: Any) -> None:
 def test_what_is_not_canonical_is_refused(bad: bytes) -> None:
     with pytest.raises(InvalidEvent):
         parse_canonical(bad)
+
+
+@pytest.mark.parametrize("opener", [b"[", b'{"a":', b'[{"a":'])
+def test_deep_nesting_is_refused_before_the_parser_recurses(opener: bytes) -> None:
+    """In a process whose recursion limit a library has raised, the C parser would crash."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)
+    try:
+        with pytest.raises(InvalidEvent, match="nested deeper"):
+            parse_canonical(opener * 20_000)
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def test_brackets_in_strings_are_no_nesting_and_nothing_is_scanned_twice() -> None:
+    value = {"a": "[[{{" * 1_000, "b": ['"[' * 500]}
+    assert parse_canonical(canonical_json(value)) == value
+    started = time.process_time()
+    with pytest.raises(InvalidEvent):
+        parse_canonical(b"[" * 40 + b'"' + b'\\"' * 30_000)
+    assert time.process_time() - started < 2
 
 
 @given(st.binary(max_size=80))
