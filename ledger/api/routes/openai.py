@@ -17,12 +17,13 @@ from uuid import uuid4
 import anyio
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ledger.aggregates.governance import Governance
 from ledger.aggregates.inferences import fee_event_id
 from ledger.api.auth import Anyone, Box, Caller
 from ledger.api.problems import problem_document
+from ledger.api.raw import Raw, takes
 from ledger.api.services import Services
 from ledger.domain.canonical import canonical_json
 from ledger.domain.fees import fee_wei
@@ -84,10 +85,13 @@ def model(model: str, who: Anyone, box: Box) -> dict[str, Any]:
     return _model(_adapter(box, model))
 
 
-@router.post("/v1/chat/completions", summary="Ask a model; pays whose data shaped the answer")
-async def chat(
-    body: ChatBody, request: Request, response: Response, consumer: Caller, box: Box
-) -> Any:
+@router.post(
+    "/v1/chat/completions",
+    summary="Ask a model; pays whose data shaped the answer",
+    openapi_extra=takes("application/json", ChatBody.model_json_schema()),
+)
+async def chat(raw: Raw, request: Request, response: Response, consumer: Caller, box: Box) -> Any:
+    body = _parse(raw)
     answer = await _begin(box, consumer, body)
     headers = {"x-inference-id": answer.inference}
     if body.stream:
@@ -103,6 +107,17 @@ async def chat(
         )
     response.headers.update(headers)
     return await _complete(box, answer, request)
+
+
+def _parse(raw: bytes) -> ChatBody:
+    """Pydantic's own parser bounds nesting. The standard library's does not where a library has
+    raised the interpreter's recursion limit (py_ecc, under eth-account, does): it would crash."""
+    try:
+        return ChatBody.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise InvalidEvent(f"{where}: {first['msg']}", field=where) from error
 
 
 @dataclass(kw_only=True)
