@@ -23,7 +23,7 @@ from ledger.aggregates.governance import Governance
 from ledger.aggregates.inferences import fee_event_id
 from ledger.api.auth import Anyone, Box, Caller
 from ledger.api.problems import problem_document
-from ledger.api.raw import Raw, takes
+from ledger.api.raw import Raw, schema_of, takes
 from ledger.api.services import Services
 from ledger.domain.canonical import canonical_json
 from ledger.domain.fees import fee_wei
@@ -88,7 +88,7 @@ def model(model: str, who: Anyone, box: Box) -> dict[str, Any]:
 @router.post(
     "/v1/chat/completions",
     summary="Ask a model; pays whose data shaped the answer",
-    openapi_extra=takes("application/json", ChatBody.model_json_schema()),
+    openapi_extra=takes("application/json", schema_of(ChatBody)),
 )
 async def chat(raw: Raw, request: Request, response: Response, consumer: Caller, box: Box) -> Any:
     body = _parse(raw)
