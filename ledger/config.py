@@ -1,4 +1,4 @@
-"""Settings, from the environment or a `.env` file. Names are in docs/OPERATIONS.md, and a test
+"""Settings, from the environment. Names are in docs/OPERATIONS.md, and a test
 fails when one is missing there.
 
 Engines that are not configured are started by us (`tributary up`): PostgreSQL from the wheel,

@@ -14,7 +14,7 @@ CREATE TABLE login_nonces (
     used_at bigint NOT NULL
 );
 
--- Who uploaded a blob. Who may read it follows from the events that name it (ledger/api/access.py).
+-- Who uploaded a blob. Who may read it follows from the events that name it (ledger/api/routes/blobs.py).
 CREATE TABLE blob_uploads (
     sha256     text   NOT NULL,
     actor      text   NOT NULL,

@@ -1,6 +1,6 @@
 """Who calls, and how often they may.
 
-`Authorization: Bearer trb_...` names an actor; routes that need one depend on `caller`. Reading the
+`Authorization: Bearer trib_...` names an actor; routes that need one depend on `caller`. Reading the
 public parts of the ledger needs nobody's leave. Every caller (by actor, else by address) has a
 moving window of `requests_per_minute`.
 """

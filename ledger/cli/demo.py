@@ -375,7 +375,9 @@ class Story:
                 self.inferences = list(pool.map(ask, enumerate(asked)))
             fees = sum(int(a["fee_wei"]) for a in self.inferences)
             words = sum(a["tokens"] for a in self.inferences)
-            bar.done(f"{len(asked)} answers, {words} tokens, {format_open(fees)} in fees")
+            steps = self._client("developer").get("/v1/serving")
+            mixed = f"{steps['mixed_steps']} of {steps['decode_steps']} batches mixed both adapters"
+            bar.done(f"{len(asked)} answers, {words} tokens, {format_open(fees)} in fees; {mixed}")
 
     def _ask(self, model: str, prompt: str, token: str) -> dict[str, Any]:
         """One streamed answer: its text and receipt. Serving may still be loading: then wait."""

@@ -124,6 +124,8 @@ def run_workers(settings: Settings, stop: threading.Event) -> None:
         key_file=settings.key_file(WORKER_KEY),
         home=settings.root / "workers",
         base_model=base_model(settings)["path"],
+        ray_address=settings.ray_address,
+        ray_cpus=settings.ray_cpus,
         stop=stop,
     )
 

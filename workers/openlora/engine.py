@@ -158,6 +158,9 @@ class EngineCounters:
     """Counts since start."""
 
     steps: int = 0
+    decode_steps: int = 0
+    mixed_steps: int = 0
+    """Decode steps whose batch held more than one adapter (the base model counts as one)."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finished: int = 0
@@ -285,6 +288,8 @@ class Engine:
             "lora_form": self._working.last_form,
             "working_set_fills": self._working.fills,
             "steps": self.counters.steps,
+            "decode_steps": self.counters.decode_steps,
+            "mixed_steps": self.counters.mixed_steps,
             "prompt_tokens": self.counters.prompt_tokens,
             "completion_tokens": self.counters.completion_tokens,
             "finished": self.counters.finished,
@@ -410,6 +415,8 @@ class Engine:
         logits = self._forward(0, len(rows), ids, positions, positions, 1)
         for s in rows:
             s.cached += 1
+        self.counters.decode_steps += 1
+        self.counters.mixed_steps += len({s.request.adapter_id for s in rows}) > 1
         self._end_rows(self._sample(logits[:, -1], rows, deltas), deltas)
 
     def _forward(

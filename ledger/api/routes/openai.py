@@ -85,6 +85,11 @@ def model(model: str, who: Anyone, box: Box) -> dict[str, Any]:
     return _model(_adapter(box, model))
 
 
+@router.get("/v1/serving", summary="What the serving engine does: rows, queue, steps, adapters")
+async def serving(who: Anyone, box: Box) -> dict[str, Any]:
+    return dict(await box.engine().stats())
+
+
 @router.post(
     "/v1/chat/completions",
     summary="Ask a model; pays whose data shaped the answer",
@@ -213,7 +218,7 @@ async def _complete(box: Services, answer: Answer, request: Request) -> dict[str
 
 
 async def _stream(box: Services, answer: Answer, *, include_usage: bool) -> AsyncIterator[str]:
-    attempted = False
+    attempted = failed = False
     try:
         started = False
         async for delta in box.engine().stream(answer.request):
@@ -233,10 +238,15 @@ async def _stream(box: Services, answer: Answer, *, include_usage: bool) -> Asyn
             usage = {**_head(answer, "chat.completion.chunk"), "choices": []}
             yield _event({**usage, "usage": _usage(answer)})
         yield "data: [DONE]\n\n"
+    except LedgerError:
+        failed = True
+        raise
     finally:
         # Also reached when the client goes away (GeneratorExit or cancellation).
         with anyio.CancelScope(shield=True):
-            if answer.finish_reason is None:
+            if failed:
+                pass  # our fault: what was delivered of this answer costs nothing
+            elif answer.finish_reason is None:
                 await _abandon(box, answer)
             elif not attempted:
                 await anyio.to_thread.run_sync(_record, box, answer)
@@ -255,7 +265,7 @@ async def _joined(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def _abandon(box: Services, answer: Answer) -> None:
-    """The client went away or the engine failed: stop it and charge what was produced."""
+    """The client went away: stop the engine and charge what was produced."""
     with contextlib.suppress(Unavailable):
         await box.engine().cancel(answer.request.request_id)
     if answer.completion_tokens:
