@@ -161,7 +161,13 @@ class DevChain:
         self._disown()
 
     def save(self) -> None:
-        """Make everything mined so far survive any kill from now on."""
+        """Make everything mined so far survive any kill from now on. Any process may call it."""
+        with (self.folder / "save.lock").open("a") as lock:
+            # One at a time: an older dump must not replace a newer one, nor mix with it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._save()
+
+    def _save(self) -> None:
         packed = bytes.fromhex(self._rpc("anvil_dumpState")[2:])
         state = gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
         temporary = self.saved_path.with_suffix(".tmp")

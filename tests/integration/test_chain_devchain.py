@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from ledger.chain.client import ChainClient
 from ledger.chain.deploy import deploy_all, load_deployments
-from ledger.chain.devchain import DevChain, _keep_first_genesis
+from ledger.chain.devchain import DevChain, _best_block, _keep_first_genesis
 from ledger.errors import ChainError, ConfigError
 from tests.chain_world import ORIGIN, new_client, new_world
 
@@ -120,6 +121,21 @@ def test_what_was_saved_survives_kill_9_and_a_half_written_state(tmp_path: Path)
         assert again == world.deployments
     finally:
         chain.stop()
+
+
+def test_many_may_save_at_once_and_none_takes_the_chain_back(tmp_path: Path) -> None:
+    def mine_and_save(port: int) -> None:
+        chain = DevChain(tmp_path)  # as another process of the home sees it
+        chain.port = port
+        client = ChainClient(chain.rpc_url)
+        for _ in range(10):
+            chain.mine()
+            mined = client.head()
+            chain.save()
+            assert (_best_block(chain.saved_path) or 0) >= mined
+
+    with DevChain(tmp_path) as chain, ThreadPoolExecutor(3) as pool:
+        list(pool.map(mine_and_save, [chain.port] * 3))
 
 
 def test_deploying_again_finds_everything_and_a_reset_is_named(tmp_path: Path) -> None:
