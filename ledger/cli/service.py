@@ -35,10 +35,11 @@ def up() -> None:
 
     out.print(f"[bold]Tributary[/bold] in {settings.root}")
     with running(settings, say) as service:
-        service.wait_ready()
         url = service.settings.url
-        out.print(f"\n[bold green]Ready.[/bold green] {url}  (API: {url}/docs, log: {url}/log/)")
-        out.print("Training and serving follow when Ray is up. Ctrl-C stops everything.\n")
+        if service.wait_ready(stop=stop):
+            about = f"(API: {url}/docs, log: {url}/log/)"
+            out.print(f"\n[bold green]Ready.[/bold green] {url}  {about}")
+            out.print("Training and serving follow when Ray is up. Ctrl-C stops everything.\n")
         service.watch(stop, say)
         out.print("stopping...")
     out.print("stopped; everything is on disk")

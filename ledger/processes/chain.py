@@ -139,6 +139,9 @@ class ChainService:
         """Append what the chain shows since the cursor; the number of chain events read."""
         cursor = self._read_cursor()
         batch = self._watcher.poll(cursor)
+        if batch.cursor != cursor:
+            # What is recorded for ever must not be undone by a crash of a development node.
+            self._client.settle()
         for event in batch.events:
             self._observe("chain_event")
             self._take(event)

@@ -5,6 +5,7 @@ however the supervisor ended. Logs go to stderr, one structured line each.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -20,6 +21,8 @@ from ledger.config import Settings, load_settings
 from ledger.errors import ConfigError, LedgerError, VerificationError
 
 FOLLOW_PARENT = "TRIBUTARY_FOLLOW_STDIN"
+PROCESSES_LOCK = "processes.lock"
+"""Supervised processes of a home hold it shared; the next supervisor waits for the last of them."""
 ORPHAN_PATIENCE_S = 20.0
 
 
@@ -143,14 +146,26 @@ def main(role: str) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    if os.environ.get(FOLLOW_PARENT):
-        threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
     try:
-        ROLES[role](load_settings(), stop)
+        settings = load_settings()
+        with _supervised(settings, stop):
+            ROLES[role](settings, stop)
     except LedgerError as error:
         structlog.get_logger(role).error("stopped", why=error.message, error=error.slug)
         return error.exit_code
     return 0
+
+
+@contextlib.contextmanager
+def _supervised(settings: Settings, stop: threading.Event) -> Iterator[None]:
+    """As the child of a supervisor: end with it, and hold PROCESSES_LOCK for as long as we live."""
+    if not os.environ.get(FOLLOW_PARENT):
+        yield
+        return
+    threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
+    with (settings.root / PROCESSES_LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 def _follow_parent(stop: threading.Event) -> None:

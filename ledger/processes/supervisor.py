@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -30,8 +31,8 @@ from ledger.aggregates.governance import Governance, Identity
 from ledger.config import Settings
 from ledger.domain.envelope import sign_event
 from ledger.domain.ids import actor_of
-from ledger.errors import Conflict, LedgerError, Unavailable
-from ledger.processes.roles import FOLLOW_PARENT
+from ledger.errors import ConfigError, Conflict, LedgerError, Unavailable
+from ledger.processes.roles import FOLLOW_PARENT, ORPHAN_PATIENCE_S, PROCESSES_LOCK
 from ledger.store.embedded import EmbeddedPostgres
 from ledger.store.migrate import migrate
 from ledger.store.recorder import system_clock
@@ -118,14 +119,15 @@ class Service:
     processes: dict[str, Process] = field(default_factory=dict)
     engines: list[Callable[[], None]] = field(default_factory=list)
     postgres: EmbeddedPostgres | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _tending: threading.Lock = field(default_factory=threading.Lock)
 
     def tend(self) -> list[str]:
         """One round of watching; the roles that were started again."""
-        for restore in self.engines:
-            with contextlib.suppress(LedgerError):  # tried again in the next round
-                restore()
-        return [p.role for p in self.processes.values() if p.tend()]
+        with self._tending:  # two threads would start two of what ended once
+            for restore in self.engines:
+                with contextlib.suppress(LedgerError):  # tried again in the next round
+                    restore()
+            return [p.role for p in self.processes.values() if p.tend()]
 
     def watch(self, stop: threading.Event, say: Say) -> None:
         """Tend until told to stop."""
@@ -133,18 +135,21 @@ class Service:
             for role in self.tend():
                 say(role, f"started again (see {self.processes[role].log_path})")
 
-    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Until the API answers /readyz with 200."""
+    def wait_ready(
+        self, timeout_s: float = READY_TIMEOUT_S, stop: threading.Event | None = None
+    ) -> bool:
+        """Until the API answers /readyz with 200, or `stop` is set; whether it is ready."""
+        stop = stop or threading.Event()
         deadline = time.monotonic() + timeout_s
-        while True:
+        while not stop.wait(POLL_S):
             self.tend()
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.settings.url}/readyz", timeout=5).status_code == 200:
-                    return
+                    return True
             if time.monotonic() > deadline:
                 log = self.processes["api"].log_path
                 raise Unavailable(f"the API is not ready after {timeout_s:.0f} s; see {log}")
-            time.sleep(POLL_S)
+        return False
 
 
 @contextmanager
@@ -154,6 +159,8 @@ def running(
     """The whole service, stopped in reverse order on the way out."""
     with ExitStack() as stack:
         stack.enter_context(_only_one(settings.root))
+        _wait_for_orphans(settings.root)
+        _need_free_port(settings.host, settings.port)
         service = Service(settings=settings)
         _start_postgres(stack, service, say)
         _start_chain(stack, service, say)
@@ -270,6 +277,36 @@ def _only_one(home: Path) -> Iterator[IO[str]]:
                 f"another `tributary up` runs on {home}; stop it, or set TRIBUTARY_HOME"
             ) from error
         yield file
+
+
+def _wait_for_orphans(home: Path) -> None:
+    """Until the processes of a killed supervisor have ended: they notice at once, and take some
+    seconds. Two of a kind would do no harm, but the old API still holds the port."""
+    deadline = time.monotonic() + 1.5 * ORPHAN_PATIENCE_S
+    with (home / PROCESSES_LOCK).open("a") as file:
+        while True:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            if time.monotonic() > deadline:
+                raise Conflict(
+                    f"processes of an earlier `tributary up` on {home} do not end; find them with "
+                    "`pgrep -f ledger.processes` and end them"
+                )
+            time.sleep(POLL_S)
+
+
+def _need_free_port(host: str, port: int) -> None:
+    """Said here, where a person reads it, and before anything is started."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}; end what listens there, or set "
+                "TRIBUTARY_PORT to a free port"
+            ) from error
 
 
 def _short(settings: Settings) -> str:
