@@ -1,14 +1,15 @@
 """The guard of one local Ray: starts `ray start --block`, and ends it when its owner is gone.
 
-Run as `python -I -S _ray_guard.py LOG MARK command...` by `ray_cluster`, never imported by the
+Run as `python -I -S _ray_guard.py LOG PLACE command...` by `ray_cluster`, never imported by the
 service; stdlib only. It watches its stdin, a pipe whose only writer is the owner: the kernel
 closes that pipe however the owner ends, SIGKILL included, so a clean stop and a killed owner take
 the same path. `ray stop` is never used: it ends every Ray of the user on the machine.
 
-Ray's own processes follow `ray start --block` (the kernel tells them of its death). What may
-outlive it, a job's driver that just forked, is found by MARK (`NAME=value`), an environment
-variable that all of this Ray's processes inherit, and ended by pid. Elsewhere than on Linux there
-is no /proc, and that last sweep finds nothing.
+Ray's own processes follow `ray start --block` (the kernel tells them of its death), but for a few:
+agents, a job's driver that just forked. Those are known by PLACE, a folder that is this Ray's
+alone: they have it as working directory, or in their environment (Ray overwrites the latter with
+process titles, so one alone does not do). They are ended by pid. Elsewhere than on Linux there is
+no /proc, and that last sweep finds nothing.
 """
 
 import contextlib
@@ -29,23 +30,38 @@ POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
-def marked(mark: str) -> Iterator[int]:
-    """Pids of this user's processes, ourselves left out, whose environment holds `mark`
-    (`NAME=value`). Zombies have no environment and are not found."""
-    wanted = mark.encode()
+MARK = "TRIBUTARY_RAY"
+
+
+def within(place: str) -> Iterator[int]:
+    """Pids of processes, ourselves left out, that belong to `place` or a folder in it. Zombies,
+    and what another user runs, are not found."""
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if not name.isdigit() or int(name) == os.getpid():
             continue
-        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-            if wanted in file.read().split(b"\0"):
+        with contextlib.suppress(OSError):
+            if any(_inside(path, place) for path in _places(name)):
                 yield int(name)
 
 
-def end_marked(mark: str, patience_s: float = SWEEP_S) -> int:
+def _places(pid: str) -> Iterator[str]:
+    # A folder that is gone shows as "<path> (deleted)".
+    yield os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        for entry in file.read().split(b"\0"):
+            if entry.startswith(f"{MARK}=".encode()):
+                yield os.fsdecode(entry).partition("=")[2]
+
+
+def _inside(path: str, place: str) -> bool:
+    return path == place or path.startswith(place + "/")
+
+
+def end_within(place: str, patience_s: float = SWEEP_S) -> int:
     """End them: SIGTERM, and SIGKILL for those still there `patience_s` later. How many."""
     ended: set[int] = set()
     deadline = time.monotonic() + patience_s
-    while pids := list(marked(mark)):
+    while pids := list(within(place)):
         late = time.monotonic() > deadline
         for pid in pids:
             if late or pid not in ended:
@@ -58,7 +74,12 @@ def end_marked(mark: str, patience_s: float = SWEEP_S) -> int:
     return len(ended)
 
 
+_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def _die_with_guard() -> None:
+    for number in _OURS:  # ignored signals stay ignored across exec, in all of Ray's processes
+        signal.signal(number, signal.SIG_DFL)
     with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the pipe suffices
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
@@ -77,24 +98,23 @@ def _watch(ray: "subprocess.Popen[bytes]") -> None:
 
 def main(arguments: list[str]) -> int:
     """Exit status of `ray start`."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _OURS:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the owner; we follow the owner
-    log, mark, *command = arguments
-    name, _, value = mark.partition("=")
+    log, place, *command = arguments
     with open(log, "ab") as sink:
         ray = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
-            env={**os.environ, name: value},
+            env={**os.environ, MARK: place},
+            cwd=place,
             preexec_fn=_die_with_guard,
             restore_signals=True,
             start_new_session=True,
         )
-    # Only what Ray starts carries the mark, never the guard: so it cannot end itself.
     _watch(ray)
-    end_marked(mark)
+    end_within(place)
     return ray.wait()
 
 

@@ -34,7 +34,6 @@ RETRY_S = 2.0
 MAX_RETRY_S = 300.0
 MAX_BATCH = 200
 """Inferences per step, so that the outbox and `stop` get their turn."""
-ATTRIBUTE_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Knows Ray's command line, files and pids; no training, serving or ledger. A loca
 State under `<home>/ray`, and who may change it
     owner.lock     flock(2) held by the process that owns the running Ray. The kernel drops it
                    however that process ends. Held elsewhere: we adopt that Ray, and leave it
-                   running. Free while processes with our mark run: orphans, ended at the start.
+                   running. Free while Ray processes of this home run: orphans, ended at the start.
     token          RAY_AUTH_TOKEN of this cluster, 64 hex digits, mode 0600, made once.
     cluster.json   where the running Ray answers; written by the owner, read by everyone else
                    (`find`), gone when the owner stopped it.
@@ -54,7 +54,6 @@ OBJECT_STORE_BYTES = 128 * 2**20
 MAX_TEMP_CHARS = 40
 """sockaddr_un.sun_path holds 103 usable bytes; Ray adds up to 62 of its own."""
 NEVER_S = 2**31 - 1
-_HOME_MARK, _RUN_MARK = "TRIBUTARY_RAY_HOME", "TRIBUTARY_RAY_RUN"
 _LOOPBACK = "127.0.0.1"
 _QUIET = {"RAY_task_events_report_interval_ms": "0", "RAY_enable_metrics_collection": "0"}
 """No task events, no metrics from within Ray. Besides costing cores, a driver whose cluster died
@@ -168,11 +167,6 @@ class LocalRay:
         """Whether this object started the Ray (and will stop it), rather than adopted it."""
         return self._lock_fd is not None
 
-    @property
-    def mark(self) -> str:
-        """`NAME=value` in the environment of every process of this Ray."""
-        return f"{_HOME_MARK}={self.folder}"
-
     def alive(self) -> bool:
         if self._guard is not None:
             return self._guard.poll() is None
@@ -196,7 +190,7 @@ class LocalRay:
                 )
             time.sleep(POLL_S)
         try:
-            _ray_guard.end_marked(self.mark)  # what a killed owner with a killed guard left
+            _ray_guard.end_within(str(self.temp))  # what a killed owner with a killed guard left
             self._launch(deadline)
         except BaseException:
             self.stop()
@@ -219,7 +213,7 @@ class LocalRay:
                 self._guard.kill()
                 self._guard.wait()
             self._guard = None
-        _ray_guard.end_marked(self.mark)
+        _ray_guard.end_within(str(self.temp))
         if erase:
             shutil.rmtree(self.temp, ignore_errors=True)
         os.close(self._lock_fd)
@@ -251,22 +245,23 @@ class LocalRay:
     def _launch(self, deadline: float) -> None:
         shutil.rmtree(self.temp, ignore_errors=True)  # sessions of earlier runs
         _private_folder(self.temp)
+        # A guard ends what belongs to its own start: one that is late, its owner killed and
+        # another Ray started meanwhile, must not end that one.
+        place = self.temp / f"start-{secrets.token_hex(4)}"
+        place.mkdir()
         token = _token_file(self.folder)
         dashboard = f"{_LOOPBACK}:{_free_port()}"
         log = self.folder / "ray.log"
         log.write_bytes(b"")
         guard = [sys.executable, "-I", "-S", _ray_guard.__file__]
-        # The guard ends what carries this start's own mark: a guard that is late, its owner killed
-        # and another Ray started meanwhile, must not end that one.
-        run_mark = f"{_RUN_MARK}={secrets.token_hex(8)}"
         self._guard = subprocess.Popen(
-            [*guard, str(log), run_mark, *self._command(dashboard)],
+            [*guard, str(log), str(place), *self._command(dashboard)],
             stdin=subprocess.PIPE,
-            env={**_cluster_environment(token), _HOME_MARK: str(self.folder)},
-            cwd=self.temp,
+            env=_cluster_environment(token),
+            cwd=place,
             start_new_session=True,
         )
-        address_file = self.temp / "ray_current_cluster"
+        address_file = self.temp / "r" / "ray_current_cluster"
         # Ray writes the address once GCS, dashboard and raylet are up.
         while not (address_file.exists() and _port_open(dashboard)):
             self._check_start(log, deadline)
@@ -279,7 +274,7 @@ class LocalRay:
         )
         link = self.folder / "logs"
         link.unlink(missing_ok=True)
-        link.symlink_to(self.temp / "session_latest" / "logs")
+        link.symlink_to(self.temp / "r" / "session_latest" / "logs")
         _write_json(self.folder / "cluster.json", asdict(self._info))
 
     def _command(self, dashboard: str) -> list[str]:
@@ -295,7 +290,8 @@ class LocalRay:
             "max-worker-port": 0,
             "num-cpus": self._num_cpus,
             "object-store-memory": self._object_store_bytes,
-            "temp-dir": self.temp,
+            # Ray makes it writable for everybody; the folder around it is ours alone.
+            "temp-dir": self.temp / "r",
             "include-log-monitor": "false",
             "log-color": "false",
         }

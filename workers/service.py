@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import structlog
 from ledger.errors import ComputeError, ConfigError, LedgerError, Unavailable
 from workers import base_model as models
 from workers import ray_cluster
-from workers.attribute import ATTRIBUTE_TIMEOUT_S, Attributed, Attributor
+from workers.attribute import Attributed, Attributor
 from workers.dispatch import Dispatcher, RayJobs
 from workers.link import WorkerSpec
 from workers.outbox import Outbox
@@ -32,6 +33,7 @@ WATCH_S = 1.0
 REFRESH_S = 3.0
 MAX_PAUSE_S = 15.0
 STOP_S = 5.0
+CALL_TIMEOUT_S = 300.0
 
 
 def run(
@@ -62,7 +64,7 @@ def run(
     cluster = ray_cluster.open_cluster(
         spec.home, address=ray_address or os.environ.get("RAY_ADDRESS"), num_cpus=ray_cpus
     )
-    actors = _Actors(spec, cluster, threads)
+    actors = _Actors(spec, cluster, threads, stop)
     loops: list[threading.Thread] = []
     ended = threading.Event()
     try:
@@ -98,10 +100,12 @@ class _Actors:
         spec: WorkerSpec,
         cluster: ray_cluster.LocalRay | ray_cluster.AttachedRay,
         threads: int,
+        stop: threading.Event,
     ) -> None:
         self._spec = spec
         self._cluster = cluster
         self._threads = threads
+        self._stop = stop
         self._attribution: tuple[str, Any] | None = None
         self._serving: tuple[str, Any] | None = None
 
@@ -116,13 +120,13 @@ class _Actors:
         try:
             if self._serving is None or self._serving[0] != info.address:
                 actor = serving_actor(self._spec, self._threads)
-                digest = ray.get(actor.ready.remote(), timeout=ATTRIBUTE_TIMEOUT_S)
+                digest = self._get(actor.ready.remote())
                 if digest != models.digest(self._spec.base_path()):
                     ray.kill(actor)  # left by a service with another base model
                     raise ComputeError(f"the OpenLoRA actor served base model {digest}; replacing")
                 self._serving = (info.address, actor)
                 log.info("serving", base_model=digest, ray=info.address)
-            return int(ray.get(self._serving[1].refresh.remote(), timeout=ATTRIBUTE_TIMEOUT_S))
+            return int(self._get(self._serving[1].refresh.remote()))
         except ray.exceptions.RayError as error:
             self._serving = None
             raise designed(error) from error
@@ -137,11 +141,24 @@ class _Actors:
         try:
             if self._attribution is None or self._attribution[0] != info.address:
                 self._attribution = (info.address, attribution_actor(self._spec, self._threads))
-            call = self._attribution[1].attribute.remote(dict(inference))
-            found: Attributed = ray.get(call, timeout=ATTRIBUTE_TIMEOUT_S)
+            found: Attributed = self._get(self._attribution[1].attribute.remote(dict(inference)))
             return found
         except ray.exceptions.RayError as error:
             raise designed(error) from error
+
+    def _get(self, reference: Any) -> Any:
+        """`ray.get` that notices within a second that the service is to stop."""
+        import ray
+
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        while True:
+            try:
+                return ray.get(reference, timeout=1.0)
+            except ray.exceptions.GetTimeoutError:
+                if self._stop.is_set():
+                    raise ComputeError("the worker service is stopping") from None
+                if time.monotonic() > deadline:
+                    raise
 
     def _connected(self) -> ray_cluster.ClusterInfo:
         info = self._cluster.info

@@ -26,7 +26,7 @@ from ledger.ports import ChatDelta, ChatRequest
 from tests.actors import ANN, BEN, DEV, EVE
 from tests.workers_api import WORKER, WorkersApi, write_key
 from workers import ray_cluster
-from workers._ray_guard import end_marked, marked
+from workers._ray_guard import end_within, within
 from workers.dispatch import submission_id
 from workers.jobs import completed_id
 from workers.serving import RayServingEngine
@@ -48,7 +48,7 @@ class Service:
         self.home.mkdir()
         self.key_file = write_key(folder)
         self.log = folder / "service.log"
-        self.mark = f"TRIBUTARY_RAY_HOME={self.home / 'ray'}"
+        self.place = str(ray_cluster.LocalRay(self.home).temp)
         self.engine = RayServingEngine(self.home)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -92,7 +92,7 @@ class Service:
     def processes(self, title: str) -> list[int]:
         """Pids of this Ray's processes whose title begins so."""
         found = []
-        for pid in marked(self.mark):
+        for pid in within(self.place):
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
@@ -136,7 +136,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             ray_cluster.disconnect()
             if service.process is not None and service.process.poll() is None:
                 service.process.kill()
-            end_marked(service.mark)
+            end_within(service.place)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_a_dead_ray_is_replaced(service: Service, undisturbed: dict[str, Any]) -
     before = ray_cluster.find(service.home)
     (raylet,) = [
         pid
-        for pid in marked(service.mark)
+        for pid in within(service.place)
         if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(raylet, signal.SIGKILL)
@@ -301,7 +301,7 @@ def test_a_killed_service_goes_on_where_it_was(
     service.process.kill()
     service.process.wait()
     deadline = time.monotonic() + 20
-    while list(marked(service.mark)):
+    while list(within(service.place)):
         assert time.monotonic() < deadline, "orphans of a killed service"
         time.sleep(0.1)
     assert api.run(run)["status"] == "started"
@@ -319,10 +319,10 @@ def test_a_stopped_service_leaves_nothing_behind(service: Service) -> None:
     assert service.process is not None
     ray_cluster.disconnect()
     assert service.api.tokens
-    assert list(marked(service.mark))
+    assert list(within(service.place))
     service.process.terminate()
     assert service.process.wait(30) == 0, service.tail()
-    assert list(marked(service.mark)) == []
+    assert list(within(service.place)) == []
     assert ray_cluster.find(service.home) is None
     secret = service.key_file.read_text()
     token = (service.home / "ray" / "token").read_text()
