@@ -1,6 +1,7 @@
 """`tributary doctor`: each check says ok, warning or problem, and what to do. Changes nothing."""
 
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    where = settings.root if settings.root.exists() else settings.root.parent
+    where = next(p for p in (settings.root, *settings.root.parents) if p.exists())
     free = shutil.disk_usage(where).free
     state = "ok" if free > MIN_FREE_BYTES else "problem"
     do = "" if state == "ok" else "free some space: PostgreSQL stops when the disk is full"
@@ -140,16 +141,15 @@ def _database(settings: Settings) -> Iterator[Finding]:
 def _chain(settings: Settings) -> Iterator[Finding]:
     known = bootstrap.deployed(settings)
     if settings.chain_rpc_url is None:
-        running = _api_info(settings) is not None
-        yield Finding(
-            check="chain",
-            state="ok" if running else "warning",
-            detail="the development chain belongs to the running service"
-            if running
-            else "no CHAIN_RPC_URL, and no service that runs a development chain",
-            do="" if running else "start it with `tributary up`, or set CHAIN_RPC_URL",
-        )
-        return
+        if known is None or _api_info(settings) is None:
+            yield Finding(
+                check="chain",
+                state="warning",
+                detail="no CHAIN_RPC_URL, and no service that runs a development chain",
+                do="start it with `tributary up`, or set CHAIN_RPC_URL",
+            )
+            return
+        settings = bootstrap.chain_of(settings, {"chain": known})  # that of the running service
     from ledger.chain.deploy import load_deployments
     from ledger.processes.chain import chain_client
 
@@ -175,12 +175,23 @@ def _ray(settings: Settings) -> Iterator[Finding]:
     from workers.ray_cluster import find
 
     info = find(bootstrap.workers_home(settings))
+    answers = info is not None and _answers(info.address)
+    known = f"no Ray answers at {info.address}" if info else "no Ray cluster is known"
     yield Finding(
         check="ray",
-        state="ok" if info else "warning",
-        detail=info.address if info else "no Ray cluster is known",
-        do="" if info else "`tributary up` starts one, or set RAY_ADDRESS",
+        state="ok" if answers else "warning",
+        detail=info.address if info and answers else known,
+        do="" if answers else "`tributary up` starts one, or set RAY_ADDRESS; see logs/workers.log",
     )
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _api(settings: Settings) -> Iterator[Finding]:
