@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,8 @@ OUTPUT_WEI_PER_TOKEN = 2 * 10**14
 TRAINING = {"epochs": 6, "max_len": 128, "seed": 7}
 REJECTED_REASON = "too short to teach anything; please add rows"
 SHOWN_SHARES = 4
+STEP_TRIES = 3
+STEP_PATIENCE_S = 60.0
 FINISHED = ("completed", "failed", "cancelled")
 
 
@@ -79,17 +82,41 @@ def demo(
             service.wait_ready()
             bar.done("ready, " + service.settings.url)
         story = Story(service.settings, rows, show)
-        for step in (
-            story.people, story.datanets, story.contributions, story.review, story.training,
-            story.adapters, story.deposits, story.questions, story.attribution, story.payout,
-            story.claim, story.anchor, story.bundle,
-        ):  # fmt: skip
-            service.tend()
-            step()
-        facts = story.facts()
+        with _watched(service, show):
+            for step in story.steps():
+                carry_on(step, service.wait_ready, show)
+            facts = story.facts()
     show.line("everything is stopped: no server, no database, no chain, no Ray")
     _verify(show, facts)
     show.summary(facts, time.monotonic() - started)
+
+
+@contextmanager
+def _watched(service: Any, show: "Show") -> Iterator[None]:
+    """What dies meanwhile is started again."""
+    stop = threading.Event()
+    watcher = threading.Thread(target=service.watch, args=(stop, show.detail), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def carry_on(step: Callable[[], None], wait_ready: Callable[[], Any], show: "Show") -> None:
+    """Do a step of the story; again once the service is back, should a part of it die under us."""
+    began = time.monotonic()
+    for tries in range(1, STEP_TRIES + 1):
+        try:
+            step()
+            break
+        except Unavailable as error:
+            # A step that took long has waited in vain: doing so again would not help.
+            if tries == STEP_TRIES or time.monotonic() - began > STEP_PATIENCE_S:
+                raise
+            show.detail("again", error.message)
+            wait_ready()
 
 
 class Show:
@@ -122,7 +149,11 @@ class Show:
             *columns, console=self.console, transient=True, disable=not self.console.is_terminal
         ) as progress:
             bar = Bar(progress, progress.add_task(label, total=total, note=""))
-            yield bar
+            try:
+                yield bar
+            except BaseException:
+                self.number -= 1  # so that the next try has the same number
+                raise
         seconds = time.monotonic() - started
         self.console.print(f"[green]✓[/green] {label}", end="")
         self.console.print(f"  {bar.result}", markup=False, style="dim", end="", soft_wrap=True)
@@ -181,6 +212,14 @@ class Story:
         self.round = self.made["round"] = self.made.get("round", 0) + 1
         self.clients: dict[str, Client] = {}
         self.inferences: list[dict[str, Any]] = []
+        self.cut: int | None = None
+
+    def steps(self) -> tuple[Callable[[], None], ...]:
+        return (
+            self.people, self.datanets, self.contributions, self.review, self.training,
+            self.adapters, self.deposits, self.questions, self.attribution, self.payout,
+            self.claim, self.anchor, self.bundle,
+        )  # fmt: skip
 
     # --- people and data ----------------------------------------------------------------------
 
@@ -303,7 +342,7 @@ class Story:
             f"/v1/runs/{run}", finished, timeout_s=900
         )
         if found["status"] != "completed":
-            raise Unavailable(f"the run on {name} {found['status']}: {found['reason']}")
+            raise LedgerError(f"the run on {name} {found['status']}: {found['reason']}")
         return found
 
     def adapters(self) -> None:
@@ -393,7 +432,11 @@ class Story:
         deadline = time.monotonic() + 120
         while True:
             answer: dict[str, Any] = {"text": "", "model": model, "prompt": prompt, "tokens": 0}
-            with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as response:
+            # A stream that broke off has cost nothing, or is an answer of its own: ask again.
+            with (
+                suppress(httpx.HTTPError),
+                httpx.stream("POST", url, json=body, headers=headers, timeout=120) as response,
+            ):
                 if response.status_code == 200:
                     for line in response.iter_lines():
                         _take(answer, line)
@@ -427,7 +470,7 @@ class Story:
         """Close the period; its payout root goes on chain and through its challenge window."""
         with self.show.step("Closing the period, publishing its payout root on chain") as bar:
             operator = self._operator()
-            period = operator.post("/v1/periods")["period"]
+            period = self._cut_off(operator)
 
             def activated(found: dict[str, Any]) -> bool:
                 bar.note(str(found["status"]))
@@ -439,6 +482,18 @@ class Story:
                 f"period {period}: {format_open(int(found['total_wei']))} to "
                 f"{found['accounts']} accounts"
             )
+
+    def _cut_off(self, operator: Client) -> int:
+        """Number of the period to wait for: one that a killed demo left under way, or a new one."""
+        self._projected(operator.get("/v1/info")["size"] - 1)
+        newest = next(iter(operator.get("/v1/periods")["items"]), None)
+        number = int(newest["period"]) if newest else 0
+        if self.cut is None:
+            settled = newest is None or newest["status"] in ("activated", "vetoed")
+            self.cut = number + 1 if settled else number
+        if number < self.cut:
+            operator.post("/v1/periods")
+        return self.cut
 
     def claim(self) -> None:
         """The top contributor claims, and the ledger's `paid` equals the chain."""
