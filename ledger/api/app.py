@@ -1,11 +1,24 @@
-"""The HTTP service: routes, limits, problem details, metrics. Wiring is in `ledger.bootstrap`."""
+"""The HTTP service: routes, limits, problem details, metrics. Wiring is in `ledger.bootstrap`.
 
-from fastapi import FastAPI
+Routes are plain functions and run on a pool of THREADS threads, where they may wait for PostgreSQL
+or a file; a route or dependency that is `async` never waits for either on the event loop.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, Request
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from ledger.api import problems
 from ledger.api.routes import blobs, catalogue, events, health, lineage, log, money, openai
 from ledger.api.services import Services
+from ledger.errors import InvalidEvent
+
+# More than the database has connections for: appends that wait for one group commit hold a thread
+# each and no connection, and the commit is the larger the more of them wait.
+THREADS = 96
 
 DESCRIPTION = """Every dataset contribution, training run and answer is a signed event in one
 append-only log that anyone can check. Appends authenticate by signature; reading what is public
@@ -17,7 +30,9 @@ def create_app(services: Services) -> FastAPI:
         title="Tributary",
         version=str(services.info.get("version", "")),
         description=DESCRIPTION,
-        max_body_size=services.settings.max_body_bytes,
+        lifespan=_lifespan,
+        dependencies=[Depends(_refuse_nul)],
+        responses=problems.RESPONSES,
     )
     app.state.services = services
     problems.install(app)
@@ -27,3 +42,15 @@ def create_app(services: Services) -> FastAPI:
         app, include_in_schema=False
     )
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield
+
+
+async def _refuse_nul(request: Request) -> None:
+    """No id holds NUL, and PostgreSQL's text cannot: one check for every path and query."""
+    if "\0" in request.url.path or b"%00" in request.scope["query_string"]:
+        raise InvalidEvent("a path or query holds a NUL character; no id here does")

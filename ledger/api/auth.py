@@ -1,10 +1,12 @@
 """Who calls, and how often they may.
 
-`Authorization: Bearer trib_...` names an actor; routes that need one depend on `caller`. Reading the
-public parts of the ledger needs nobody's leave. Every caller (by actor, else by address) has a
+`Authorization: Bearer trib_...` names an actor; routes that need one depend on `caller`. Reading
+the public parts of the ledger needs nobody's leave. Every caller (by actor, else by address) has a
 moving window of `requests_per_minute`.
 """
 
+import math
+import time
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -15,8 +17,6 @@ from limits.strategies import MovingWindowRateLimiter
 from ledger.api.services import Services, services
 from ledger.errors import Backpressure, Forbidden, Unauthenticated
 
-RETRY_AFTER_S = 5
-
 
 class RateLimit:
     def __init__(self, requests_per_minute: int) -> None:
@@ -25,28 +25,34 @@ class RateLimit:
 
     def hit(self, who: str) -> None:
         if not self._limiter.hit(self._item, who):
+            # The window moves: there is room again when its oldest request leaves it.
+            wait_s = self._limiter.get_window_stats(self._item, who).reset_time - time.time()
             raise Backpressure(
                 f"more than {self._item.amount} requests in a minute; wait and retry",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=max(1, math.ceil(wait_s)),
             )
+
+
+def address_of(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
 
 
 def optional_caller(request: Request, box: Annotated[Services, Depends(services)]) -> str | None:
     """The actor behind the credential, or None without one. A wrong credential is an error."""
     header = request.headers.get("authorization")
     if header is None:
-        box.rate_limit.hit(request.client.host if request.client else "unknown")
+        box.rate_limit.hit(address_of(request))
         return None
     scheme, _, token = header.partition(" ")
     actor = box.credentials.actor_of(token.strip()) if scheme.lower() == "bearer" else None
     if actor is None:
-        box.rate_limit.hit(request.client.host if request.client else "unknown")
+        box.rate_limit.hit(address_of(request))
         raise Unauthenticated("unknown credential; obtain one with `tributary login`")
     box.rate_limit.hit(actor)
     return actor
 
 
-def caller(actor: Annotated[str | None, Depends(optional_caller)]) -> str:
+async def caller(actor: Annotated[str | None, Depends(optional_caller)]) -> str:
     if actor is None:
         raise Unauthenticated(
             "this needs a credential: Authorization: Bearer <token>; get one with `tributary login`"

@@ -1,77 +1,127 @@
-"""Errors as problem details (RFC 9457): one mapping from `ledger.errors` to HTTP.
+"""Errors as problem details (RFC 9457): the one mapping from exceptions to HTTP.
 
-`type` is `/problems/<slug>`, `title` and `status` come from the class, `detail` is the message, and
-`extra` carries the error's named fields. An unforeseen exception answers 500 without its text.
+Every document has `type` (`/problems/<slug>`), `title`, `status`, `detail` (what was wrong, what
+was expected, what to do) and `extra` (named fields). An exception that nobody foresaw answers 500
+without its text, which may hold anything: that stays in our log.
 """
 
 import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from fastapi_problem.error import Problem, ServerProblem
-from fastapi_problem.handler import add_exception_handler, new_exception_handler
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from ledger.errors import Backpressure, LedgerError, Unauthenticated
+from ledger.errors import Backpressure, LedgerError, NotFound, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
+MEDIA_TYPE = "application/problem+json"
+OPENAI_PATHS = ("/v1/chat/", "/v1/models")
+MAX_ERRORS_SHOWN = 10
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it
+
+Document = dict[str, Any]
+
+SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "extra"],
+    "properties": {
+        "type": {"type": "string", "example": "/problems/conflict"},
+        "title": {"type": "string", "example": "Conflict"},
+        "status": {"type": "integer", "example": 409},
+        "detail": {"type": "string"},
+        "extra": {"type": "object"},
+    },
+}
+_RESPONSE: Mapping[str, Any] = {
+    "description": "A problem document (RFC 9457)",
+    "content": {MEDIA_TYPE: {"schema": SCHEMA}},
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": dict(_RESPONSE), "5XX": dict(_RESPONSE)}
+"""For OpenAPI: what every route may answer instead."""
+
 
 def install(app: FastAPI) -> None:
-    handler = new_exception_handler(
-        unhandled_wrappers={"default": Internal},
-        pre_hooks=[_log_unforeseen],
-        documentation_uri_template="/problems/{type}",
-    )
-    add_exception_handler(app, handler)
-    app.add_exception_handler(LedgerError, _respond)
+    for kind in (LedgerError, HTTPException, RequestValidationError, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _respond)
 
 
-class Internal(ServerProblem):
-    """An exception that nobody foresaw. Its text stays in our log: it may hold anything."""
+def problem_document(error: Exception) -> Document:
+    """The document of any exception."""
+    match error:
+        case LedgerError():
+            return _document(error.slug, error.title, error.status, error.message, error.detail)
+        case HTTPException(status_code=404):
+            return problem_document(NotFound("no such path here; /docs lists them"))
+        case HTTPException(status_code=status):
+            title = HTTPStatus(status).phrase
+            return _document(title.lower().replace(" ", "-"), title, status, str(error.detail), {})
+        case RequestValidationError():
+            return _invalid_request(error)
+    message = "the server made a mistake; its log names this request"
+    return _document("internal", "Internal error", 500, message, {})
 
-    title = "Internal error"
-    type_ = "internal"
 
-    def __init__(self, detail: str | None = None) -> None:
-        super().__init__("the server made a mistake; its log names this request")
-
-
-def _log_unforeseen(request: Request, error: Exception) -> None:
-    if not isinstance(error, HTTPException | RequestValidationError | Problem):
-        log.error("unforeseen", path=request.url.path, exc_info=error)
+def openai_error(document: Document) -> Document:
+    """The same error in the shape that OpenAI clients read."""
+    slug = document["type"].rpartition("/")[2]
+    field = document["extra"].get("field")
+    return {"message": document["detail"], "type": slug, "code": slug, "param": field}
 
 
-def _respond(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, LedgerError)
-    if error.status >= 500:
-        log.warning("request_failed", path=request.url.path, error=error.slug, why=error.message)
-    headers = {"content-type": "application/problem+json"}
-    if isinstance(error, Backpressure):
-        headers["retry-after"] = str(error.retry_after_s)
-    if isinstance(error, Unauthenticated):
-        headers["www-authenticate"] = "Bearer"
-    content = problem_document(error)
+def log_failure(path: str, error: Exception) -> None:
+    """Server faults only: what callers do wrong is theirs to see."""
+    if not isinstance(error, LedgerError | HTTPException | RequestValidationError):
+        log.error("unforeseen", path=path, exc_info=error)
+    elif isinstance(error, LedgerError) and error.status >= 500:
+        log.warning("request_failed", path=path, error=error.slug, why=error.message)
+
+
+def _respond(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    log_failure(request.url.path, error)
+    document = problem_document(error)
     if request.url.path.startswith(OPENAI_PATHS):
-        content |= {"error": _openai_error(error)}
-    return JSONResponse(content, status_code=error.status, headers=headers)
+        document = {**document, "error": openai_error(document)}
+    # Pure ASCII: a message may quote a lone surrogate, which UTF-8 cannot carry.
+    content = json.dumps(document, default=str).encode("ascii")
+    return Response(content, document["status"], _headers(error), MEDIA_TYPE)
 
 
-OPENAI_PATHS = ("/v1/chat/", "/v1/completions", "/v1/models")
+def _headers(error: Exception) -> dict[str, str]:
+    match error:
+        case Backpressure():
+            return {"retry-after": str(error.retry_after_s)}
+        case Unauthenticated():
+            return {"www-authenticate": "Bearer"}
+        case HTTPException(headers=headers):
+            return dict(headers or {})
+    return {}
 
 
-def problem_document(error: LedgerError) -> dict[str, object]:
+def _invalid_request(error: RequestValidationError) -> Document:
+    """Where and why, but not what was sent: that may be a secret, and need not be JSON."""
+    errors = [
+        {"where": ".".join(map(str, found["loc"])), "message": str(found["msg"])}
+        for found in error.errors()[:MAX_ERRORS_SHOWN]
+    ]
+    detail = "; ".join(f"{found['where']}: {found['message']}" for found in errors)
+    return _document("invalid-request", "Invalid request", 422, detail, {"errors": errors})
+
+
+def _document(
+    slug: str, title: str, status: int, detail: str, extra: Mapping[str, object]
+) -> Document:
     return {
-        "type": f"/problems/{error.slug}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.message,
-        "extra": json.loads(json.dumps(error.detail, default=str)),
+        "type": f"/problems/{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "extra": json.loads(json.dumps(dict(extra), default=str)),
     }
-
-
-def _openai_error(error: LedgerError) -> dict[str, object]:
-    """The same error once more in the shape that OpenAI clients read."""
-    return {"message": error.message, "type": error.slug, "code": error.slug, "param": None}

@@ -30,6 +30,9 @@ from projections.queries import Queries
 if TYPE_CHECKING:
     from ledger.api.auth import RateLimit
 
+TURNS = 64
+"""Locks that accounts share; two accounts on one lock only wait for each other."""
+
 
 @dataclass(kw_only=True)
 class Reservations:
@@ -41,17 +44,28 @@ class Reservations:
 
     _held: dict[str, int] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
+    _turns: tuple[Lock, ...] = field(default_factory=lambda: tuple(Lock() for _ in range(TURNS)))
 
-    def hold(self, account: str, amount_wei: int, prepaid_wei: int) -> None:
+    def hold(self, account: str, amount_wei: int, prepaid_wei: Callable[[], int]) -> None:
+        """Raises PaymentRequired unless the balance covers this and all that is held already.
+
+        The amount is held before the balance is read. The other way round, an answer charged and
+        released between the two would be missing from both.
+        """
         with self._lock:
-            held = self._held.get(account, 0)
-            if held + amount_wei > prepaid_wei:
+            before = self._held.get(account, 0)
+            self._held[account] = before + amount_wei
+        try:
+            prepaid = prepaid_wei()
+            if before + amount_wei > prepaid:
                 raise PaymentRequired(
                     f"this answer may cost up to {amount_wei} wei; the prepaid balance is "
-                    f"{prepaid_wei} wei, of which {held} wei are held for answers under way; "
+                    f"{prepaid} wei, of which {before} wei are held for answers under way; "
                     "deposit OPEN or lower max_tokens"
                 )
-            self._held[account] = held + amount_wei
+        except BaseException:
+            self.release(account, amount_wei)
+            raise
 
     def release(self, account: str, amount_wei: int) -> None:
         with self._lock:
@@ -60,6 +74,15 @@ class Reservations:
                 self._held[account] = left
             else:
                 self._held.pop(account, None)
+
+    def held_wei(self, account: str) -> int:
+        with self._lock:
+            return self._held.get(account, 0)
+
+    def turn(self, account: str) -> Lock:
+        """Held while a fee is appended. The fees of one account are one event stream: without
+        turns, answers that end together would collide on it until the ledger gives up."""
+        return self._turns[hash(account) % TURNS]
 
 
 @dataclass(kw_only=True)
@@ -121,7 +144,7 @@ class Services:
         )
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     box = request.app.state.services
     assert isinstance(box, Services)
     return box

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from ledger.api.auth import Anyone, Box, Caller
-from ledger.api.raw import BYTES, Raw
+from ledger.api.raw import BYTES, BlobBytes
 from ledger.api.services import Services
 from ledger.domain.ids import check_hash
 from ledger.errors import Forbidden, NotFound
@@ -20,7 +20,7 @@ router = APIRouter(tags=["blobs"])
 @router.post(
     "/v1/blobs", status_code=201, summary="Store bytes under their SHA-256", openapi_extra=BYTES
 )
-def put(data: Raw, caller: Caller, box: Box) -> dict[str, Any]:
+def put(data: BlobBytes, caller: Caller, box: Box) -> dict[str, Any]:
     sha256 = box.blobs.put(data)
     box.credentials.record_upload(sha256, caller, len(data), box.clock())
     return {"sha256": sha256, "size": len(data)}

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Query
 
 from ledger.api.auth import Anyone, Box, Caller
 from ledger.api.shapes import found, page
+from ledger.domain.events import MAX_INTEGER
 from ledger.errors import Forbidden
 
 router = APIRouter(tags=["catalogue"])
 
 Limit = Annotated[int, Query(ge=1, le=1_000)]
-After = Annotated[int | None, Query(ge=-1)]
+After = Annotated[int | None, Query(ge=-1, le=MAX_INTEGER)]
 RUN_STATUSES = ("requested", "started", "completed", "failed", "cancelled")
 
 

@@ -1,30 +1,32 @@
 """Appending signed events, and reading them back."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 
-from ledger.api.auth import Anyone, Box, Caller
-from ledger.api.raw import ENVELOPE, ENVELOPES, LOGIN, Raw
+from ledger.api.auth import Anyone, Box, Caller, address_of
+from ledger.api.raw import ENVELOPE, ENVELOPES, LOGIN, BatchBytes, EnvelopeBytes, LoginBytes
 from ledger.api.services import Services
-from ledger.domain.envelope import MAX_ENVELOPE_BYTES, decode_entry, leaf_hash
-from ledger.domain.login import MAX_LOGIN_BYTES, verify_login
-from ledger.errors import InvalidEvent, NotFound, TooLarge
+from ledger.domain.envelope import decode_entry, leaf_hash
+from ledger.domain.events import MAX_INTEGER
+from ledger.domain.login import verify_login
+from ledger.errors import InvalidEvent, NotFound
 
 router = APIRouter(tags=["events"])
 
-MAX_BATCH_BYTES = 8 * 2**20
+READ_SPAN = 256
+"""Entries read in one go where only some of them are wanted."""
 
 
 @router.post(
     "/v1/events", status_code=201, summary="Append one signed event", openapi_extra=ENVELOPE
 )
-def append(raw: Raw, who: Anyone, box: Box) -> dict[str, Any]:
+def append(raw: EnvelopeBytes, who: Anyone, box: Box) -> dict[str, Any]:
     """The body is the envelope, canonical JSON to the byte (docs/FORMATS.md). The signature is the
     authentication. Answers with the leaf index; the next checkpoint includes it."""
-    if len(raw) > MAX_ENVELOPE_BYTES:
-        raise TooLarge(f"an envelope is at most MAX_ENVELOPE_BYTES = {MAX_ENVELOPE_BYTES} bytes")
     appended = box.ledger.append(raw)
     return describe(box, appended.index)
 
@@ -35,10 +37,8 @@ def append(raw: Raw, who: Anyone, box: Box) -> dict[str, Any]:
     summary="Append events, all or none",
     openapi_extra=ENVELOPES,
 )
-def append_batch(raw: Raw, who: Anyone, box: Box) -> dict[str, Any]:
+def append_batch(raw: BatchBytes, who: Anyone, box: Box) -> dict[str, Any]:
     """One envelope a line. They are stored together, in this order, or not at all."""
-    if len(raw) > MAX_BATCH_BYTES:
-        raise TooLarge(f"a batch is at most MAX_BATCH_BYTES = {MAX_BATCH_BYTES} bytes")
     appended = box.ledger.append_all([line for line in raw.split(b"\n") if line])
     return {"indexes": [one.index for one in appended]}
 
@@ -52,7 +52,7 @@ def read(event: str, who: Anyone, box: Box) -> dict[str, Any]:
 def listing(
     box: Box,
     who: Anyone,
-    after: Annotated[int, Query(ge=-1)] = -1,
+    after: Annotated[int, Query(ge=-1, le=MAX_INTEGER)] = -1,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> dict[str, Any]:
     entries = box.entries.entries(after + 1, after + 1 + limit)
@@ -67,19 +67,20 @@ def listing(
     summary="Sign in: a credential for your key",
     openapi_extra=LOGIN,
 )
-def login(raw: Raw, request: Request, box: Box) -> dict[str, str]:
+def login(raw: LoginBytes, request: Request, box: Box) -> dict[str, str]:
     """The body is a signed login request (docs/FORMATS.md). The token is shown once."""
-    box.rate_limit.hit(f"login:{request.client.host if request.client else 'unknown'}")
-    if len(raw) > MAX_LOGIN_BYTES:
-        raise InvalidEvent(f"a login request is at most MAX_LOGIN_BYTES = {MAX_LOGIN_BYTES}")
+    box.rate_limit.hit(f"login:{address_of(request)}")
     now = box.clock()
     actor, label, nonce = verify_login(raw, log=box.settings.log_origin, now=now)
+    if "\0" in label:
+        raise InvalidEvent("label holds a NUL character", field="label")
     return {"token": box.credentials.issue(actor, label, nonce, now), "actor": actor}
 
 
 @router.delete("/v1/credentials", status_code=204, summary="Revoke the credential you send")
 def logout(request: Request, actor: Caller, box: Box) -> None:
-    box.credentials.revoke(request.headers["authorization"].partition(" ")[2], box.clock())
+    token = request.headers["authorization"].partition(" ")[2].strip()
+    box.credentials.revoke(token, box.clock())
 
 
 def index_of(box: Services, text: str) -> int:
@@ -102,6 +103,19 @@ def describe(box: Services, index: int) -> dict[str, Any]:
     if not entries:
         raise NotFound(f"no entry {index} yet")
     return _view(entries[0])
+
+
+def describe_all(box: Services, indexes: Sequence[int]) -> list[dict[str, Any]]:
+    """Entries by ascending index; those that stand close together are read in one go."""
+    found: list[dict[str, Any]] = []
+    at = 0
+    while at < len(indexes):
+        start = indexes[at]
+        wanted = indexes[at : bisect_left(indexes, start + READ_SPAN)]
+        entries = box.entries.entries(start, wanted[-1] + 1)
+        found += [_view(entries[index - start]) for index in wanted]
+        at += len(wanted)
+    return found
 
 
 def _view(entry: bytes) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from ledger.api.auth import Anyone, Box
-from ledger.api.routes.events import describe, index_of
+from ledger.api.routes.events import describe_all, index_of
 from ledger.api.services import Services
 from ledger.api.shapes import page
-from ledger.errors import NotFound
+from ledger.errors import NotFound, TooLarge
 
 router = APIRouter(tags=["provenance"])
 
+MAX_LISTED = 5_000
 KINDS = ("inference", "adapter", "run", "contribution", "datanet")
 
 
@@ -19,8 +20,12 @@ KINDS = ("inference", "adapter", "run", "contribution", "datanet")
 def lineage(subject: str, who: Anyone, box: Box) -> dict[str, Any]:
     """`subject` is an event id, a leaf index, or the id of an inference, adapter, run, ..."""
     indexes = box.queries.lineage_of(subject_index(box, subject))
+    if len(indexes) > MAX_LISTED:
+        raise TooLarge(
+            f"the lineage has {len(indexes)} events, MAX_LISTED = {MAX_LISTED}: take its bundle"
+        )
     return {
-        "events": [describe(box, index) for index in indexes],
+        "events": describe_all(box, indexes),
         "edges": box.queries.lineage_edges(indexes),
     }
 
@@ -28,9 +33,10 @@ def lineage(subject: str, who: Anyone, box: Box) -> dict[str, Any]:
 @router.get("/v1/bundles/{subject}", summary="A lineage bundle, to verify offline")
 def bundle(subject: str, who: Anyone, box: Box) -> Response:
     """`python -m ledger.verify FILE` checks it with nothing else running."""
-    data = box.bundle(subject_index(box, subject))
-    name = f"{subject[:64]}.lineage.json"
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    index = subject_index(box, subject)
+    data = box.bundle(index)
+    # Named by the index: what was asked for may be spelled in ways that no header takes.
+    headers = {"content-disposition": f'attachment; filename="{index}.lineage.json"'}
     return Response(data, media_type="application/json", headers=headers)
 
 
