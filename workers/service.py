@@ -147,7 +147,8 @@ class _Actors:
             raise designed(error) from error
 
     def _get(self, reference: Any) -> Any:
-        """`ray.get` that notices within a second that the service is to stop."""
+        """`ray.get` that notices within a second that the service is to stop, or that Ray died:
+        a call to an actor may then stay open for ever."""
         import ray
 
         deadline = time.monotonic() + CALL_TIMEOUT_S
@@ -157,6 +158,8 @@ class _Actors:
             except ray.exceptions.GetTimeoutError:
                 if self._stop.is_set():
                     raise ComputeError("the worker service is stopping") from None
+                if not self._cluster.alive():
+                    raise ComputeError("Ray died; another one is being started") from None
                 if time.monotonic() > deadline:
                     raise
 

@@ -11,9 +11,10 @@ A call to the actor costs about 1 ms, a piece of a stream about 0.3 ms.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -27,6 +28,9 @@ CALL_TIMEOUT_S = 30.0
 FIRST_PIECE_TIMEOUT_S = 120.0
 """Until the first piece: the queue, a cold adapter, an actor that is being restarted."""
 PIECE_TIMEOUT_S = 60.0
+LOOK_S = 1.0
+
+T = TypeVar("T")
 
 
 class RayServingEngine:
@@ -59,7 +63,7 @@ class RayServingEngine:
             pieces = actor.stream.options(num_returns="streaming").remote(request)
             timeout_s = FIRST_PIECE_TIMEOUT_S
             while not finished:
-                delta = await asyncio.wait_for(_next(pieces), timeout_s)
+                delta = await self._within(_next(pieces), timeout_s)
                 if delta is None:
                     raise ComputeError("the engine's stream ended without its last piece; retry")
                 finished = delta.finish_reason is not None
@@ -77,9 +81,24 @@ class RayServingEngine:
     async def _call(self, method: Callable[[Any], Awaitable[Any]]) -> Any:
         actor = await self._resolve()
         try:
-            return await asyncio.wait_for(_result(method(actor)), CALL_TIMEOUT_S)
+            return await self._within(_result(method(actor)), CALL_TIMEOUT_S)
         except Exception as error:
             raise self._designed(error) from error
+
+    async def _within(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        """Await, but no longer than the cluster lives: a call may stay open for ever after."""
+        task = asyncio.ensure_future(work)
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                info = ray_cluster.find(self._home)
+                if info is None or info.address != self._address:
+                    raise ComputeError("Ray died; another one is being started, retry")
+            return task.result()
+        finally:
+            task.cancel()
 
     def _designed(self, error: Exception) -> LedgerError:
         from workers.ray_errors import designed
