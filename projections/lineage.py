@@ -30,7 +30,13 @@ THINGS = table("things", key="kind:text id:text", columns="index:int")
 INPUTS = table("inputs", key="datanet:text contribution:text", columns="index:int")
 
 _CREATED_BY = {type_name: kind for kind, type_name in CREATES.items()}
-_PERIOD_EVENTS = ("period.closed", "payout.proposed", "payout.activated", "payout.vetoed")
+_PERIOD_EVENTS = (
+    "period.closed",
+    "payout.proposed",
+    "payout.activated",
+    "payout.vetoed",
+    "period.abandoned",
+)
 
 
 def fold_any(rows: Rows, entry: Entry) -> None:

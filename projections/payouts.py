@@ -168,13 +168,12 @@ def _vetoed(rows: Rows, entry: Entry) -> None:
     if _expect(rows, entry, UNSETTLED) is None:
         return
     due = _amounts(rows, period)
-    _move(
-        Journal(rows, entry), due, HELD, ACCRUED,
-        part="vetoed", period=period, tx_hash=body["tx_hash"],
-    )  # fmt: skip
+    tx_hash = body.get("tx_hash")  # an abandoned period never reached the chain
+    _move(Journal(rows, entry), due, HELD, ACCRUED, part="vetoed", period=period, tx_hash=tx_hash)
     for payee, amount_wei in due.items():
         _add(rows, payee, cumulative_wei=-amount_wei)
-    change(rows, entry, PERIODS.name, (period,), status="vetoed", vetoed_tx=body["tx_hash"])
+    status = entry.envelope.type.split(".")[1]
+    change(rows, entry, PERIODS.name, (period,), status=status, vetoed_tx=tx_hash)
     later = [number for number, _ in _unsettled(rows) if number > period]
     if later:
         # Their trees count the vetoed amounts. Nothing here can mend a published root: it has to
@@ -285,6 +284,7 @@ PROJECTION = Projection(
         "payout.proposed": _proposed,
         "payout.activated": _activated,
         "payout.vetoed": _vetoed,
+        "period.abandoned": _vetoed,
         "payout.claimed": _claimed,
     },
     wants=nothing,

@@ -244,10 +244,14 @@ class Queries:
         return self._one("SELECT * FROM projections.adapters WHERE adapter = %s", adapter)
 
     def adapter_by_model(self, model: str) -> Found | None:
-        """The newest adapter that was published under this name and is not retired."""
+        """The newest adapter under this name that is not retired, of the name's owner: whoever
+        published it first. Others may use the string, but nothing resolves to theirs."""
         return self._one(
             "SELECT * FROM projections.adapters WHERE model = %s AND status = 'published'"
+            " AND owner = (SELECT owner FROM projections.adapters WHERE model = %s"
+            ' ORDER BY "index" LIMIT 1)'
             ' ORDER BY "index" DESC LIMIT 1',
+            model,
             model,
         )
 

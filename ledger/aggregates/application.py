@@ -19,6 +19,8 @@ from eventsourcing.persistence import InfrastructureFactory, IntegrityError, Per
 from eventsourcing.utils import Environment
 
 from ledger.aggregates.base import (
+    OPERATOR,
+    WORKER,
     A,
     Aggregate,
     EnvelopeMapper,
@@ -31,9 +33,9 @@ from ledger.aggregates.governance import Governance, Identity
 from ledger.aggregates.inferences import Account, Inference
 from ledger.aggregates.periods import Anchors, Claims, Periods
 from ledger.aggregates.runs import Adapter, Run
-from ledger.domain.envelope import Envelope, parse_envelope
+from ledger.domain.envelope import Envelope, decode_envelope, parse_envelope
 from ledger.domain.events import CATALOGUE, check_body
-from ledger.errors import Conflict, InvalidEvent, NotFound, PaymentRequired, StorageError
+from ledger.errors import Conflict, Forbidden, InvalidEvent, NotFound, PaymentRequired, StorageError
 
 MAX_DECISIONS = 8
 MAX_EVENTS_PER_APPEND = 500
@@ -99,7 +101,7 @@ class Ledger(Application[UUID]):
         """The same for several events that must be stored together, in this order."""
         if not 0 < len(raws) <= MAX_EVENTS_PER_APPEND:
             raise InvalidEvent(f"append 1 to {MAX_EVENTS_PER_APPEND} events at a time")
-        events = [self._check(raw) for raw in raws]
+        events = self._check_all(raws)
         for _ in range(MAX_DECISIONS):
             try:
                 return self._store(events)
@@ -125,20 +127,29 @@ class Ledger(Application[UUID]):
             raise NotFound(f"no {cls.kind} {' '.join(map(str, parts))} is recorded in this ledger")
         return found
 
+    def _check_all(self, raws: Sequence[bytes]) -> list[Envelope]:
+        events = [self._check(raw) for raw in raws]
+        if len({event.id for event in events}) != len(events):
+            raise InvalidEvent("two events of one append have the same id", field="id")
+        return events
+
     def _check(self, raw: bytes) -> Envelope:
         event = parse_envelope(raw, log=self.log_origin)
         check_body(event.type, event.body)
         if event.at > self._clock() + MAX_CLOCK_SKEW_US:
             raise InvalidEvent("at lies in the future; set the signer's clock", field="at")
-        gate = self._gates.get(event.type)
-        if gate:
-            gate(event)
         return event
 
     def _store(self, events: Sequence[Envelope]) -> list[Appended]:
         world = _World(self, self.log_origin, self.operator)
         pending = [world.apply(event) for event in events]
+        # Gates read blobs and check foreign signatures: only for what the rules allow.
+        for event in events:
+            gate = self._gates.get(event.type)
+            if gate:
+                gate(event)
         recordings = self.save(*pending)
+        world.remember()
         return [
             Appended(index=int(recording.notification.id) - 1, envelope=event)
             for recording, event in zip(recordings, events, strict=True)
@@ -147,12 +158,26 @@ class Ledger(Application[UUID]):
     def _refuse_replays(self, events: Sequence[Envelope], cause: Exception) -> None:
         for event in events:
             index = self._index_of(str(event.id))
-            if index is not None:
+            if index is None:
+                continue
+            if not self._is_same_kind(event, index):
                 raise Conflict(
-                    f"event {event.id} is recorded already, at index {index}",
-                    replayed=str(event.id),
+                    f"the id {event.id} is that of another event, at index {index}: choose another",
                     index=index,
                 ) from cause
+            raise Conflict(
+                f"event {event.id} is recorded already, at index {index}",
+                replayed=str(event.id),
+                index=index,
+            ) from cause
+
+    def _is_same_kind(self, event: Envelope, index: int) -> bool:
+        """Whether the stored event is by the same actor and of the same type: only then may a
+        sender take the refusal of a repetition for success."""
+        for stored in self.recorder.select_notifications(start=index + 1, limit=1):
+            before = decode_envelope(stored.state)
+            return (before.actor, before.type) == (event.actor, event.type)
+        return False
 
 
 class _World:
@@ -163,6 +188,7 @@ class _World:
         self.operator = operator
         self._ledger = ledger
         self._seen: dict[UUID, Aggregate | None] = {}
+        self._created: set[UUID] = set()
 
     def find(self, cls: type[A], *parts: object) -> A | None:
         found = self._load(stream_key(self.log, cls, parts))
@@ -178,17 +204,49 @@ class _World:
         cls = AGGREGATES[CATALOGUE[event.type].aggregate]
         if event.type != "ledger.opened" and self.find(Governance) is None:
             raise Conflict("this ledger is not open yet; the operator opens it first")
+        self._refuse_reserved_id(event)
         stream = stream_of_event(event)
         state: Any = self._load(stream)
         cls.decide(state, event, self)
         recorded = Recorded(stream, state.version + 1 if state else 1, event, cls)
         self._seen[stream] = recorded.mutate(state)
+        if state is None:
+            self._created.add(stream)
         return recorded
+
+    def is_new(self, cls: type[Aggregate], *parts: object) -> bool:
+        """Whether the aggregate was created by an event of this very append."""
+        return stream_key(self.log, cls, parts) in self._created
+
+    def remember(self) -> None:
+        """After the events were stored: the states they led to need no replay next time."""
+        for stream, state in self._seen.items():
+            self._cache(stream, state)
+
+    def _cache(self, stream: UUID, state: Aggregate | None) -> None:
+        # The library fills its cache on a miss only and counts on aggregates that change in place.
+        # Ours do not: without this every load would replay all that came since the first.
+        cache = self._ledger.repository.cache
+        if cache is not None and state is not None:
+            cache.put(stream, state)
+
+    def _refuse_reserved_id(self, event: Envelope) -> None:
+        """Ids of version 5 are functions of what they stand for (one fee per inference, one event
+        per chain log): anyone can compute them, so only the ledger's own actors may use them."""
+        if event.id.version == 5 and not any(
+            self.has_role(event.actor, role) for role in (OPERATOR, WORKER)
+        ):
+            raise Forbidden(
+                "event ids of version 5 are kept for the ledger's own events; "
+                "use a random UUID (version 4)",
+                field="id",
+            )
 
     def _load(self, stream: UUID) -> Aggregate | None:
         if stream not in self._seen:
             try:
                 self._seen[stream] = self._ledger.repository.get(stream)
+                self._cache(stream, self._seen[stream])
             except AggregateNotFoundError:
                 self._seen[stream] = None
             except PersistenceError as error:

@@ -52,6 +52,8 @@ class World(Protocol):
 
     def has_role(self, actor: str, role: str) -> bool: ...
 
+    def is_new(self, cls: type["Aggregate"], *parts: object) -> bool: ...
+
 
 def need(world: World, cls: type[A], *parts: object) -> A:
     found = world.find(cls, *parts)
@@ -131,4 +133,6 @@ def stream_of_event(event: Envelope) -> UUID:
 
 def stream_key(world_log: str, cls: type[Aggregate], parts: tuple[object, ...]) -> UUID:
     """Streams without a key of their own are one per ledger."""
-    return stream_id(cls.kind, *(str(p).lower() for p in parts or (world_log,)))
+    if not parts:
+        return stream_id(cls.kind, world_log)
+    return stream_id(cls.kind, *(str(p).lower() for p in parts))

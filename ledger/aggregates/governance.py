@@ -46,6 +46,13 @@ class Governance(Aggregate):
             raise Conflict(f"{body['member']} already has the role {body['role']}")
         if event.type == "role.revoked" and not state.has_role(body["member"], body["role"]):
             raise Conflict(f"{body['member']} does not have the role {body['role']}")
+        governors = [member for member, role in state.members if role == GOVERNANCE]
+        if (
+            event.type == "role.revoked"
+            and governors == [body["member"]]
+            and (body["role"] == GOVERNANCE)
+        ):
+            raise Conflict("the last member of governance stays; grant the role to another first")
         if event.type == "fee_policy.set":
             following = state.policy.version + 1 if state.policy else 1
             if body["version"] != following:

@@ -15,7 +15,7 @@ from ledger.aggregates.base import (
     refuse_existing,
 )
 from ledger.aggregates.governance import Governance
-from ledger.aggregates.runs import Adapter
+from ledger.aggregates.runs import Adapter, Run
 from ledger.domain.envelope import Envelope
 from ledger.domain.fees import fee_wei
 from ledger.domain.ids import derived_id
@@ -55,6 +55,9 @@ class Inference(Aggregate):
             raise Conflict("this inference is attributed already")
         if body["adapter"] != state.adapter or body["run"] != adapter.run:
             raise Conflict(f"the inference used adapter {state.adapter} of run {adapter.run}")
+        index = need(world, Run, adapter.run).index_sha256
+        if body["shares"] and body["index_sha256"] != index:
+            raise Conflict(f"the run's attribution index is {index}", field="index_sha256")
 
     @classmethod
     def evolve(cls, state: Self | None, event: Envelope, id: UUID) -> Self:
@@ -107,6 +110,9 @@ class Account(Aggregate):
     def _decide_fee(cls, state: Self | None, event: Envelope, world: World) -> None:
         body, amount = event.body, int(event.body["amount_wei"])
         inference = need(world, Inference, body["inference"])
+        if not world.is_new(Inference, body["inference"]):
+            # So the policy in force at the inference's index is the one in force now.
+            raise Conflict("a fee is charged in the append that records its inference")
         if (inference.consumer, inference.adapter, inference.fee_wei) != (
             body["account"],
             body["adapter"],
@@ -123,8 +129,8 @@ class Account(Aggregate):
             raise Conflict(f"fee policy {policy.version} splits this fee as {split}")
         if body["owner"] != need(world, Adapter, body["adapter"]).owner:
             raise Conflict("the owner's part goes to the adapter's owner", field="owner")
-        if state is None or state.prepaid_wei < amount:
-            have = state.prepaid_wei if state else 0
+        have = state.prepaid_wei if state else 0
+        if have < amount:
             raise PaymentRequired(f"the fee is {amount} wei, the prepaid balance {have} wei")
 
     @classmethod

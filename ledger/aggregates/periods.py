@@ -16,13 +16,14 @@ from ledger.aggregates.inferences import chain_event_id
 from ledger.domain.envelope import Envelope
 from ledger.errors import Conflict, InvalidEvent
 
-SETTLED = ("activated", "vetoed")
+SETTLED = ("activated", "vetoed", "abandoned")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Periods(Aggregate):
     """All periods of a ledger, one at a time:
-    cutoff -> closed -> proposed -> activated | vetoed, then the next cutoff."""
+    cutoff -> closed -> proposed -> activated | vetoed, then the next cutoff. Before anything is
+    proposed on chain the operator may abandon a period."""
 
     kind: ClassVar[str] = "periods"
 
@@ -45,12 +46,13 @@ class Periods(Aggregate):
         if period != state.period:
             raise Conflict(f"period {state.period} is under way", field="period")
         before = {
-            "period.closed": "cutoff",
-            "payout.proposed": "closed",
-            "payout.activated": "proposed",
-            "payout.vetoed": "proposed",
+            "period.closed": ("cutoff",),
+            "period.abandoned": ("cutoff", "closed"),
+            "payout.proposed": ("closed",),
+            "payout.activated": ("proposed",),
+            "payout.vetoed": ("proposed",),
         }[event.type]
-        need_status(state.status, (before,), f"period {period}")
+        need_status(state.status, before, f"period {period}")
         if event.type in ("payout.proposed", "payout.activated") and (
             event.body["root"] != state.root
         ):

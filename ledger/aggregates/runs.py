@@ -35,6 +35,7 @@ class Run(Aggregate):
     status: str = "requested"
     attempt: int = 0
     adapter_sha256: str | None = None
+    index_sha256: str | None = None
 
     @classmethod
     def decide(cls, state: Self | None, event: Envelope, world: World) -> None:
@@ -66,7 +67,12 @@ class Run(Aggregate):
         status = event.type.removeprefix("run.")
         if status == "started":
             return replace(state, status=status, attempt=body["attempt"])
-        return replace(state, status=status, adapter_sha256=body.get("adapter_sha256"))
+        return replace(
+            state,
+            status=status,
+            adapter_sha256=body.get("adapter_sha256"),
+            index_sha256=body.get("index_sha256"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ type, and a test fails when one is missing.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ MAX_REVIEWERS = 32
 MAX_SHARES = 400
 MAX_TOKENS = 1_000_000
 MAX_CONFIG_KEYS = 40
+MAX_CONFIG_CHARS = 4_000
+MAX_SIGNATURE_CHARS = 200
 MAX_INTEGER = 2**53 - 1
 
 ROLES = ("worker", "operator", "governance")
@@ -60,6 +63,9 @@ def text(limit: int, *, empty: bool = True) -> Check:
             raise InvalidEvent(
                 f"{field} must be a string of at most {limit} characters", field=field
             )
+        # Names and reasons are shown on terminals and pages: no escapes, no bells, no NUL.
+        if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in value):
+            raise InvalidEvent(f"{field} must not hold control characters", field=field)
 
     return check
 
@@ -119,11 +125,15 @@ def training_config(value: object, field: str) -> None:
         raise InvalidEvent(
             f"{field} must be an object of at most {MAX_CONFIG_KEYS} keys", field=field
         )
+    if len(str(value)) > MAX_CONFIG_CHARS:
+        raise InvalidEvent(
+            f"{field} is longer than MAX_CONFIG_CHARS = {MAX_CONFIG_CHARS}", field=field
+        )
     for key, item in value.items():
         plain = isinstance(item, str | int) or (
             isinstance(item, list) and all(isinstance(part, str) for part in item)
         )
-        if not plain or len(key) > MAX_NAME_CHARS or len(str(item)) > MAX_TEXT_CHARS:
+        if not plain or len(key) > MAX_NAME_CHARS:
             raise InvalidEvent(f"{field}.{key[:40]} must be a string, integer or list", field=field)
 
 
@@ -173,7 +183,7 @@ _TYPES = (
         "identity.evm_bound",
         "identity",
         "actor",
-        {"address": _address, "signature": text(MAX_TEXT_CHARS, empty=False)},
+        {"address": _address, "signature": text(MAX_SIGNATURE_CHARS, empty=False)},
     ),
     _type(
         "datanet.created",
@@ -372,6 +382,7 @@ _TYPES = (
             "tree_sha256": _hash,
         },
     ),
+    _type("period.abandoned", "periods", "", {"period": integer(1), "reason": _prose}),
     _type("payout.proposed", "periods", "", {"period": integer(1), "root": hex32, **_on_chain}),
     _type("payout.activated", "periods", "", {"period": integer(1), "root": hex32, **_on_chain}),
     _type("payout.vetoed", "periods", "", {"period": integer(1), **_on_chain}),

@@ -5,9 +5,12 @@ from uuid import uuid4
 
 import pytest
 
+from ledger.aggregates.application import Ledger
+from ledger.aggregates.governance import Governance
 from ledger.aggregates.inferences import Account, chain_event_id, fee_event_id
 from ledger.aggregates.runs import Run
 from ledger.domain.envelope import MAX_ENVELOPE_BYTES, sign_event
+from ledger.domain.ids import sender_id
 from ledger.errors import Conflict, Forbidden, InvalidEvent, NotFound, PaymentRequired, TooLarge
 from tests.actors import (
     ADDRESS,
@@ -263,16 +266,124 @@ def test_a_fee_must_follow_the_policy_in_force(world: MemoryLedger) -> None:
     name, _ = adapter(world)
     policy(world)
     deposit(world, 1000)
+
+    def charge(**changes: Any) -> None:
+        body = inference_body(name)
+        event_id = fee_event_id(LOG, body["inference"])
+        recorded = OPERATOR.sign("inference.recorded", body)
+        charged = OPERATOR.sign("fee.charged", fee_body(body, **changes), id=event_id)
+        world.ledger.append_all([recorded, charged])
+
+    with pytest.raises(Conflict, match="splits this fee"):
+        charge(protocol_wei="60", owner_wei="0")
+    with pytest.raises(Conflict, match="adapter's owner"):
+        charge(owner=EVE.id)
+    with pytest.raises(InvalidEvent, match="sum to amount_wei"):
+        charge(owner_wei="1")
+    charge()
+    late = inference_body(name)
+    world.do(OPERATOR, "inference.recorded", late)
+    event_id = fee_event_id(LOG, late["inference"])
+    with pytest.raises(Conflict, match="in the append that records"):
+        world.do(OPERATOR, "fee.charged", fee_body(late), id=event_id)
+
+
+def test_nobody_takes_an_id_that_the_ledger_will_need(world: MemoryLedger) -> None:
+    """Ids of version 5 can be computed by anyone: squatting one would block the event it is for."""
+    wanted = fee_event_id(LOG, str(uuid4()))
+    stranger = Actor(77)
+    with pytest.raises(Forbidden, match="version 5"):
+        world.do(stranger, "identity.registered", {"name": "squatter"}, id=wanted)
+    own = sender_id("mine", 1)
+    appended = world.do(stranger, "identity.registered", {"name": "honest"}, id=own)
+    with pytest.raises(Conflict, match="recorded already") as caught:
+        world.do(stranger, "identity.registered", {"name": "honest"}, id=own)
+    assert caught.value.detail["replayed"] == str(own)
+    with pytest.raises(Conflict, match=f"another event, at index {appended.index}") as caught:
+        world.do(BEN, "identity.registered", {"name": "x"}, id=own)
+    assert "replayed" not in caught.value.detail
+
+
+def test_an_answer_that_costs_nothing_needs_no_deposit(world: MemoryLedger) -> None:
+    name, _ = adapter(world)
+    policy(world)
+    body = inference_body(name, prompt_tokens=0, completion_tokens=0, fee_wei="0")
+    zero = dict.fromkeys(
+        ("amount_wei", "protocol_wei", "owner_wei", "operator_wei", "contributors_wei"), "0"
+    )
+    recorded = OPERATOR.sign("inference.recorded", body)
+    charged = OPERATOR.sign(
+        "fee.charged", fee_body(body, **zero), id=fee_event_id(LOG, body["inference"])
+    )
+    assert len(world.ledger.append_all([recorded, charged])) == 2
+
+
+def test_an_upper_case_origin_is_a_ledger_too() -> None:
+    keeper = Actor(1, log="Example.ORG/Log")
+    ledger = Ledger(
+        log="Example.ORG/Log", operator=keeper.id, clock=lambda: NOW, index_of=lambda event: None
+    )
+    ledger.append(keeper.sign("ledger.opened", {"name": "x"}))
+    ledger.append(keeper.sign("identity.registered", {"name": "x"}))
+
+
+def test_a_period_can_be_abandoned_before_it_is_on_chain(world: MemoryLedger) -> None:
+    world.do(OPERATOR, "period.cutoff", {"period": 1})
+    world.do(OPERATOR, "period.abandoned", {"period": 1, "reason": "nobody to pay"})
+    world.do(OPERATOR, "period.cutoff", {"period": 2})
+
+
+def test_governance_cannot_lock_itself_out(world: MemoryLedger) -> None:
+    own = {"member": OPERATOR.id, "role": "governance"}
+    with pytest.raises(Conflict, match="last member"):
+        world.do(OPERATOR, "role.revoked", own)
+    world.do(OPERATOR, "role.granted", {**own, "member": BEN.id})
+    world.do(OPERATOR, "role.revoked", own)
+
+
+def test_one_append_cannot_repeat_an_id(world: MemoryLedger) -> None:
+    raw = Actor(60).sign("identity.registered", {"name": "x"})
+    with pytest.raises(InvalidEvent, match="same id"):
+        world.ledger.append_all([raw, raw])
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\x00b", "bell\x07"])
+def test_names_hold_no_control_characters(world: MemoryLedger, name: str) -> None:
+    with pytest.raises(InvalidEvent, match="control characters"):
+        world.do(Actor(61), "identity.registered", {"name": name})
+
+
+def test_a_loaded_aggregate_is_not_replayed_again(world: MemoryLedger) -> None:
+    policy(world)
+    for n in range(2, 30):
+        body = {"protocol_bps": 0, "owner_bps": 0, "operator_bps": 0, "contributors_bps": 10_000}
+        world.do(OPERATOR, "fee_policy.set", {"version": n, **body})
+    read: list[int] = []
+    select = world.ledger.recorder.select_events
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        found = select(*arguments, **named)
+        read.append(len(found))
+        return found
+
+    world.ledger.recorder.select_events = counted  # type: ignore[method-assign]
+    governance = world.ledger.need(Governance)
+    assert governance.policy is not None
+    assert governance.policy.version == 29
+    assert sum(read) <= 1
+
+
+def test_shares_come_from_the_index_of_the_run(world: MemoryLedger) -> None:
+    name, run = adapter(world)
     body = inference_body(name)
     world.do(OPERATOR, "inference.recorded", body)
-    event_id = fee_event_id(LOG, body["inference"])
-    greedy = fee_body(body, protocol_wei="60", owner_wei="0")
-    with pytest.raises(Conflict, match="splits this fee"):
-        world.do(OPERATOR, "fee.charged", greedy, id=event_id)
-    with pytest.raises(Conflict, match="adapter's owner"):
-        world.do(OPERATOR, "fee.charged", fee_body(body, owner=EVE.id), id=event_id)
-    with pytest.raises(InvalidEvent, match="sum to amount_wei"):
-        world.do(OPERATOR, "fee.charged", fee_body(body, owner_wei="1"), id=event_id)
+    share = {
+        "inference": body["inference"], "adapter": name, "run": run, "method": "m",
+        "index_sha256": "cd" * 32, "evidence_sha256": H,
+        "shares": [{"contributor": ANN.id, "ppm": 1_000_000}], "unattributed_ppm": 0,
+    }  # fmt: skip
+    with pytest.raises(Conflict, match="attribution index"):
+        world.do(OPERATOR, "attribution.recorded", share)
 
 
 def test_periods_go_one_at_a_time(world: MemoryLedger) -> None:
