@@ -29,7 +29,7 @@ from ledger.log.bundle import Anchored, Bundler, ScannedIndex
 from ledger.log.prover import Prover
 from ledger.log.serving import LogFiles
 from ledger.log.signer import LogSigner
-from ledger.ports import BlobStore, EntryLog, ServingEngine, TileStore
+from ledger.ports import BlobStore, Credentials, EntryLog, ServingEngine, TileStore
 from ledger.store.blobs import FsspecBlobStore
 from ledger.store.credentials import PostgresCredentials
 from ledger.store.embedded import EmbeddedPostgres
@@ -125,6 +125,11 @@ def reachable_database(settings: Settings) -> Iterator[str]:
             yield server.url
 
 
+def database_stopped(settings: Settings) -> bool:
+    """Whether the embedded server of this home does not run (True where it is not ours)."""
+    return EmbeddedPostgres(settings.root).pid is None
+
+
 def projection_runner(store: Store) -> Runner:
     return Runner(store.entries, PgRowStore(store.pool, TABLES))
 
@@ -158,10 +163,17 @@ def log_signer(settings: Settings) -> LogSigner:
 # --- gates: facts outside the ledger that an event claims --------------------------------------
 
 
-def gates(blobs: BlobStore, base_digest: str) -> dict[str, Gate]:
+def gates(
+    blobs: BlobStore, base_digest: str, credentials: Credentials, queries: Queries
+) -> dict[str, Gate]:
     def rows_match(event: Envelope) -> None:
         body = event.body
-        _need_blob(blobs, body["rows_sha256"], "rows_sha256")
+        # Hashes are public. Were naming one enough, anyone could claim another's private rows.
+        if not credentials.uploaded(body["rows_sha256"], event.actor):
+            raise NotFound(
+                f"you have not uploaded blob {body['rows_sha256']}: POST /v1/blobs first",
+                field="body.rows_sha256",
+            )
         rows = decode_rows(blobs.get(body["rows_sha256"]))
         if len(rows) != body["rows_count"] or rows_root(rows).hex() != body["rows_root"]:
             raise InvalidEvent(
@@ -194,6 +206,16 @@ def gates(blobs: BlobStore, base_digest: str) -> dict[str, Gate]:
 
         return check
 
+    def shares_are_of_the_run(event: Envelope) -> None:
+        blobs_there("evidence_sha256")(event)
+        entitled = {row["contributor"] for row in queries.run_inputs(event.body["run"])}
+        strangers = {share["contributor"] for share in event.body["shares"]} - entitled
+        if strangers:
+            raise Conflict(
+                f"{min(strangers)} contributed nothing to run {event.body['run']}",
+                field="body.shares",
+            )
+
     return {
         "contribution.recorded": rows_match,
         "identity.evm_bound": address_signed,
@@ -201,7 +223,7 @@ def gates(blobs: BlobStore, base_digest: str) -> dict[str, Gate]:
         "run.completed": blobs_there(
             "manifest_sha256", "adapter_sha256", "adapter_config_sha256", "index_sha256"
         ),
-        "attribution.recorded": blobs_there("evidence_sha256"),
+        "attribution.recorded": shares_are_of_the_run,
     }
 
 
@@ -222,7 +244,9 @@ def api_services(settings: Settings) -> Iterator["Services"]:
     base = base_model(settings)
     with (
         store(settings, pool_size=API_POOL, name="api") as box,
-        application(box, gates(box.blobs, base["digest"])) as ledger,
+        application(
+            box, gates(box.blobs, base["digest"], PostgresCredentials(box.pool), box.queries)
+        ) as ledger,
     ):
         signer = log_signer(settings)
         bundler = Bundler(
@@ -386,7 +410,7 @@ def chain_of(settings: Settings, info: Mapping[str, Any]) -> Settings:
         raise NotFound("this ledger has not deployed its contracts yet")
     return settings.model_copy(
         update={
-            "chain_rpc_url": settings.chain_rpc_url or chain["rpc_url"],
+            "chain_rpc_url": settings.chain_rpc_url or chain.get("rpc_url"),
             "dev_chain": bool(chain["development"]),
         }
     )
