@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".tributary")
-    log_origin: str = Field("localhost/tributary", min_length=1, max_length=128)
+    log_origin: str = Field("localhost/tributary", pattern=r"^[^\s+]{1,128}$")
     name: str = "Tributary"
     host: str = "127.0.0.1"
     port: Port = 8420

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import requests
 from eth_abi.exceptions import DecodingError
@@ -115,6 +116,9 @@ class ChainClient:
         """
         assert confirmations >= 1
         self.rpc_url = rpc_url
+        # For messages: a provider's key often stands in the path or the query.
+        parts = urlsplit(rpc_url)
+        self.node = f"{parts.scheme}://{parts.hostname}:{parts.port or 'default port'}"
         self.confirmations = confirmations
         self.receipt_timeout_s = receipt_timeout_s
         self._save = save
@@ -143,7 +147,7 @@ class ChainClient:
             answer = self._w3.provider.make_request(cast(Any, method), list(params))
         if "error" in answer:
             raise ChainError(
-                f"the node at {self.rpc_url} refused {method}: {_error_text(answer['error'])}",
+                f"the node at {self.node} refused {method}: {_error_text(answer['error'])}",
                 method=method,
             )
         return answer.get("result")
@@ -160,7 +164,7 @@ class ChainClient:
         """The header as JSON-RPC gives it, without transactions; ChainError if there is none."""
         block = self.rpc("eth_getBlockByNumber", _tag(number), False)
         if block is None:
-            raise ChainError(f"the node at {self.rpc_url} has no block {number}; is it syncing?")
+            raise ChainError(f"the node at {self.node} has no block {number}; is it syncing?")
         return cast(Mapping[str, Any], block)
 
     def block_hash(self, number: int) -> bytes:
@@ -243,7 +247,7 @@ class ChainClient:
             if time.monotonic() > deadline:
                 raise ChainError(
                     f"block {number} has not got {self.confirmations} confirmations in "
-                    f"{self.receipt_timeout_s:.0f} s: does {self.rpc_url} still make blocks?"
+                    f"{self.receipt_timeout_s:.0f} s: does {self.node} still make blocks?"
                 )
             time.sleep(pause)
 
@@ -398,12 +402,12 @@ class ChainClient:
             raise self._refusal(what, {"message": str(error), "data": error.data}) from error
         except (requests.RequestException, TimeoutError, ConnectionError) as error:
             raise ChainError(
-                f"no answer from the EVM node at {self.rpc_url} ({type(error).__name__}): is it "
+                f"no answer from the EVM node at {self.node} ({type(error).__name__}): is it "
                 f"running, and is CHAIN_RPC_URL right?",
                 method=what,
             ) from error
         except (Web3RPCError, TransactionNotFound, Web3ValueError, Web3Exception) as error:
-            raise ChainError(f"{what} failed at {self.rpc_url}: {error}", method=what) from error
+            raise ChainError(f"{what} failed at {self.node}: {error}", method=what) from error
 
     def _refusal(self, label: str, error: Mapping[str, Any]) -> ChainError:
         decoded = decode_revert(error.get("data"))

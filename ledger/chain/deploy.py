@@ -144,7 +144,7 @@ def _load(path: Path, client: ChainClient, origin: str) -> dict[str, Any]:
         raise _was_reset(
             path,
             f"chain {was['chain_id']} with genesis {was['genesis_hash']} was deployed to, "
-            f"{client.rpc_url} is chain {chain_id} with genesis {genesis_hash}",
+            f"{client.node} is chain {chain_id} with genesis {genesis_hash}",
         )
     return state
 

@@ -235,6 +235,14 @@ class Payouts:
     def total_claimed(self) -> int:
         return int(self._client.call(self._distributor.functions.totalClaimed()))
 
+    def covered(self) -> int:
+        """What was claimed so far and what the distributor holds, both as of one block: a claim
+        between two reads would be counted in neither."""
+        block = self._client.head()
+        balance = self._token.functions.balanceOf(self._distributor.address)
+        claimed = self._distributor.functions.totalClaimed()
+        return int(self._client.call(balance, block)) + int(self._client.call(claimed, block))
+
     def token_balance(self, account: str) -> int:
         account = self._checksummed(account)
         return int(self._client.call(self._token.functions.balanceOf(account)))

@@ -115,7 +115,9 @@ class ChainService:
             verify=verify_l1,
             observe=observe,
         )
-        self._cursor_path = settings.root / "chain" / "cursor"
+        # One cursor per deployment: after a chain was replaced, reading starts over.
+        name = f"cursor-{deployments.chain_id}-{deployments.escrow.lower()}"
+        self._cursor_path = settings.root / "chain" / name
         self._anchor_due = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -165,7 +167,7 @@ class ChainService:
             self._append(name, body, event_id)
         except Conflict as error:
             if error.detail.get("replayed") != str(event_id):
-                # Not ours to undo: the chain did it. `tributary doctor` compares the two.
+                # Not ours to undo: the chain did it. The log of this process keeps it.
                 log.error("chain_event_refused", event=name, why=error.message, **_where(event))
 
     def _read_cursor(self) -> seen.Cursor:
@@ -210,8 +212,7 @@ class ChainService:
             return None  # closed, but not projected yet
         total = int(row["total_wei"])
         # What earlier releases left over (a vetoed period) counts; a crash after the release too.
-        here = self._payouts.token_balance(self._deployments.distributor)
-        missing = total - self._payouts.total_claimed() - here
+        missing = total - self._payouts.covered()
         if missing > 0:
             self._observe("release")
             self._payouts.release(period, missing)
@@ -377,8 +378,9 @@ def deploy(settings: Settings, key_file: Path) -> Deployments:
     )
     addresses = asdict(found)
     addresses.pop("outdated")
-    addresses["rpc_url"] = settings.chain_rpc_url
     addresses["development"] = settings.dev_chain
+    if settings.dev_chain:  # another node's URL may hold a provider's key, and this file is public
+        addresses["rpc_url"] = settings.chain_rpc_url
     _write(folder / "addresses.json", json.dumps(addresses, indent=2))
     return found
 

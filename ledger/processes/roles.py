@@ -69,6 +69,7 @@ def run_api(settings: Settings, stop: threading.Event) -> None:
             port=settings.port,
             log_level="warning",
             access_log=False,
+            proxy_headers=False,  # a forged X-Forwarded-For would choose its own rate limit
             timeout_graceful_shutdown=5,
         )
         server = uvicorn.Server(config)
