@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from nacl.signing import SigningKey
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ledger.client import Client, load_key
@@ -122,4 +123,4 @@ def _cell(name: str, value: Any, *, limit: int) -> str:
     text = json.dumps(value) if isinstance(value, dict | list) else str(value)
     if len(text) > limit:
         text = text[: limit - 1] + "…"
-    return text.replace("[", "\\[")
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -23,7 +23,7 @@ MIN_CONTRIBUTORS = 20
 MAX_CONTRIBUTORS = 32
 MAX_ROWS_PER_CONTRIBUTOR = 40
 MIN_ROWS_PER_CONTRIBUTOR = 8
-MAX_PROMPT_CHARS = 200
+MAX_CONTRIBUTOR_CHARS = 80
 MAX_COMPLETION_CHARS = 220
 MIN_COMPLETION_CHARS = 12
 DEALT_CONTRIBUTORS = 24
@@ -67,7 +67,9 @@ def from_file(path: Path) -> dict[str, list[Row]]:
     """Rows by contributor. Rows that name nobody are dealt to DEALT_CONTRIBUTORS made-up ones."""
     found: dict[str, list[Row]] = {}
     for n, row in enumerate(read_rows(path)):
-        who = str(row.get("contributor") or f"contributor-{n % DEALT_CONTRIBUTORS + 1:02d}")
+        named = str(row.get("contributor") or "").strip().lstrip("@")[:MAX_CONTRIBUTOR_CHARS]
+        printable = "".join(c for c in named if c.isprintable())
+        who = printable or f"contributor-{n % DEALT_CONTRIBUTORS + 1:02d}"
         kept = found.setdefault(who, [])
         if len(kept) < MAX_ROWS_PER_CONTRIBUTOR:
             kept.append({"prompt": row["prompt"], "completion": row["completion"]})

@@ -23,10 +23,22 @@ def close(
         if wait:
             done = ledger.wait_until(
                 f"/v1/periods/{period}",
-                lambda p: p["status"] in ("activated", "vetoed"),
+                lambda p: p["status"] in ("activated", "vetoed", "abandoned"),
                 timeout_s=600,
             )
             show({k: done[k] for k in COLUMNS}, as_json=False)
+
+
+@app.command()
+def abandon(
+    period: int,
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.")],
+    who: As = "operator",
+) -> None:
+    """Give up a period before anything of it is on chain; what it held is accrued again."""
+    with client(who) as ledger:
+        index = ledger.append("period.abandoned", {"period": period, "reason": reason})
+        out.print(f"abandoned at index {index}")
 
 
 @app.command("list")
