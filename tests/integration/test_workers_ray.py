@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             if service.process is not None and service.process.poll() is None:
                 service.process.kill()
             end_within(service.place)
+            shutil.rmtree(service.place, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
