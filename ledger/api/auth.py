@@ -23,8 +23,9 @@ class RateLimit:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._item = RateLimitItemPerMinute(requests_per_minute)
 
-    def hit(self, who: str) -> None:
-        if not self._limiter.hit(self._item, who):
+    def hit(self, who: str, cost: int = 1) -> None:
+        """Count `cost` requests; Backpressure when the window has no room for them."""
+        if not self._limiter.hit(self._item, who, cost=cost):
             # The window moves: there is room again when its oldest request leaves it.
             wait_s = self._limiter.get_window_stats(self._item, who).reset_time - time.time()
             raise Backpressure(

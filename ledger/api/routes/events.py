@@ -37,9 +37,12 @@ def append(raw: EnvelopeBytes, who: Anyone, box: Box) -> dict[str, Any]:
     summary="Append events, all or none",
     openapi_extra=ENVELOPES,
 )
-def append_batch(raw: BatchBytes, who: Anyone, box: Box) -> dict[str, Any]:
-    """One envelope a line. They are stored together, in this order, or not at all."""
-    appended = box.ledger.append_all([line for line in raw.split(b"\n") if line])
+def append_batch(raw: BatchBytes, request: Request, who: Anyone, box: Box) -> dict[str, Any]:
+    """One envelope a line. They are stored together, in this order, or not at all. Counts as that
+    many requests."""
+    lines = [line for line in raw.split(b"\n") if line]
+    box.rate_limit.hit(who or address_of(request), cost=max(1, len(lines)))
+    appended = box.ledger.append_all(lines)
     return {"indexes": [one.index for one in appended]}
 
 

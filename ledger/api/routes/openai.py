@@ -99,8 +99,9 @@ class ChatBody(BaseModel):
 
 @router.get("/v1/models", summary="The published adapters, as OpenAI models")
 def models(who: Anyone, box: Box) -> dict[str, Any]:
-    found = box.queries.adapters(status="published")
-    return {"object": "list", "data": [_model(a) for a in found]}
+    names = sorted({a["model"] for a in box.queries.adapters(status="published")})
+    resolved = [box.queries.adapter_by_model(name) for name in names]
+    return {"object": "list", "data": [_model(a) for a in resolved if a]}
 
 
 @router.get("/v1/models/{model:path}", summary="One model")
