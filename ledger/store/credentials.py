@@ -3,9 +3,8 @@
 import hashlib
 import secrets
 
-from psycopg_pool import ConnectionPool
-
 from ledger.errors import Unauthenticated
+from ledger.store.postgres import Pool, lend
 
 TOKEN_PREFIX = "trib_"  # noqa: S105  a name to recognise leaked tokens by, not a secret
 TOKEN_BYTES = 32
@@ -16,13 +15,13 @@ NONCE_KEPT_US = 900 * 1_000_000
 class PostgresCredentials:
     """Tokens are random, shown once, and looked up by SHA-256, so no comparison leaks time."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     def issue(self, actor: str, label: str, nonce: str, now: int) -> str:
         """A new token for a verified login; each nonce serves once."""
         token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
-        with self._pool.connection() as connection, connection.transaction():
+        with lend(self._pool) as connection, connection.transaction():
             connection.execute(
                 "DELETE FROM login_nonces WHERE used_at < %s", (now - NONCE_KEPT_US,)
             )
@@ -41,7 +40,7 @@ class PostgresCredentials:
     def actor_of(self, token: str) -> str | None:
         if len(token) > MAX_TOKEN_CHARS:
             return None
-        with self._pool.connection() as connection:
+        with lend(self._pool) as connection:
             row = connection.execute(
                 "SELECT actor FROM credentials WHERE token_sha256 = %s AND revoked_at IS NULL",
                 (_digest(token),),
@@ -49,7 +48,7 @@ class PostgresCredentials:
         return str(row[0]) if row else None
 
     def revoke(self, token: str, now: int) -> None:
-        with self._pool.connection() as connection:
+        with lend(self._pool) as connection:
             connection.execute(
                 "UPDATE credentials SET revoked_at = %s WHERE token_sha256 = %s"
                 " AND revoked_at IS NULL",
@@ -57,14 +56,14 @@ class PostgresCredentials:
             )
 
     def record_upload(self, sha256: str, actor: str, size_bytes: int, now: int) -> None:
-        with self._pool.connection() as connection:
+        with lend(self._pool) as connection:
             connection.execute(
                 "INSERT INTO blob_uploads VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
                 (sha256, actor, size_bytes, now),
             )
 
     def uploaded(self, sha256: str, actor: str) -> bool:
-        with self._pool.connection() as connection:
+        with lend(self._pool) as connection:
             row = connection.execute(
                 "SELECT 1 FROM blob_uploads WHERE sha256 = %s AND actor = %s", (sha256, actor)
             ).fetchone()
