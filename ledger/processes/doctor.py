@@ -6,6 +6,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -14,6 +15,10 @@ from ledger.config import Settings
 from ledger.errors import LedgerError
 from ledger.store.embedded import EmbeddedPostgres
 from ledger.store.migrate import pending
+
+if TYPE_CHECKING:
+    from ledger.chain.client import ChainClient
+    from ledger.chain.deploy import Deployments
 
 MIN_FREE_BYTES = 2 * 2**30
 MAX_CLOCK_LAG_S = 5.0
@@ -170,6 +175,27 @@ def _chain(settings: Settings) -> Iterator[Finding]:
         state="ok" if found and known else "problem",
         detail="deployed, code verified" if found else "not deployed",
         do="" if found and known else "`tributary up` deploys them",
+    )
+    if found:
+        yield _chain_agrees(settings, client, found)
+
+
+def _chain_agrees(settings: Settings, client: "ChainClient", found: "Deployments") -> Finding:
+    """What the ledger says was paid and anchored, beside what the chain holds."""
+    from ledger.chain.payouts import Payouts
+
+    claimed = Payouts(client, found).total_claimed()
+    anchored = int(client.call(client.contract("CheckpointAnchor", found.anchor).functions.size()))
+    with bootstrap.store(settings, pool_size=2, name="doctor") as box:
+        paid = box.queries.totals().get("paid", 0)
+        recorded = max([int(a["size"]) for a in box.queries.anchors(limit=1)], default=0)
+    agrees = (paid, recorded) == (claimed, anchored)
+    return Finding(
+        check="paid",
+        state="ok" if agrees else "warning",
+        detail=f"ledger: {paid} wei paid, {recorded} entries anchored; "
+        f"chain: {claimed} wei, {anchored} entries",
+        do="" if agrees else "look again in some seconds; if it stays, see logs/chain.log",
     )
 
 
