@@ -23,7 +23,7 @@ from ledger.errors import ConfigError, LedgerError, VerificationError
 FOLLOW_PARENT = "TRIBUTARY_FOLLOW_STDIN"
 PROCESSES_LOCK = "processes.lock"
 """Supervised processes of a home hold it shared; the next supervisor waits for the last of them."""
-ORPHAN_PATIENCE_S = 6.0
+ORPHAN_PATIENCE_S = 3.0
 """For an orderly end without a supervisor; nothing is lost by a disorderly one."""
 
 

@@ -282,7 +282,7 @@ def _only_one(home: Path) -> Iterator[IO[str]]:
 def _wait_for_orphans(home: Path) -> None:
     """Until the processes of a killed supervisor have ended: they notice at once, and take some
     seconds. Two of a kind would do no harm, but the old API still holds the port."""
-    deadline = time.monotonic() + 3 * ORPHAN_PATIENCE_S
+    deadline = time.monotonic() + 10 * ORPHAN_PATIENCE_S
     with (home / PROCESSES_LOCK).open("a") as file:
         while True:
             with contextlib.suppress(OSError):
