@@ -6,6 +6,7 @@ without its text, which may hold anything: that stays in our log.
 """
 
 import json
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -77,7 +78,9 @@ def openai_error(document: Document) -> Document:
 def log_failure(path: str, error: Exception) -> None:
     """Server faults only: what callers do wrong is theirs to see."""
     if not isinstance(error, LedgerError | HTTPException | RequestValidationError):
-        log.error("unforeseen", path=path, exc_info=error)
+        # Not exc_info: some log renderers show local variables, and headers are among them.
+        trace = "".join(traceback.format_exception(error))
+        log.error("unforeseen", path=path, error=type(error).__name__, trace=trace)
     elif isinstance(error, LedgerError) and error.status >= 500:
         log.warning("request_failed", path=path, error=error.slug, why=error.message)
 
