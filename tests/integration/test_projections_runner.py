@@ -407,7 +407,9 @@ def _contract(rows: Rows) -> None:
 def test_a_nul_byte_reaches_postgresql_as_a_replacement(store: PgRowStore) -> None:
     world = World()
     world.open()
-    world.add("identity.registered", actor(10), name="a\0b")
+    # The gate refuses control characters today; a log from before must still project.
+    world.add("identity.registered", actor(10), name="a-b")
+    world.entries[-1] = world.entries[-1].replace(b'"a-b"', b'"a\\u0000b"')
     world.bind(actor(10), address(1))
     Runner(ListLog(world.entries), store).catch_up()
     with store.snapshot() as rows:
