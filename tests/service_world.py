@@ -102,6 +102,10 @@ class Up:
         return found.model_copy(update={"chain_rpc_url": chain, "dev_chain": chain is not None})
 
     def start(self) -> None:
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
         with self.output.open("wb") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", "from ledger.cli.main import main; main()", "up"],
@@ -111,7 +115,6 @@ class Up:
                 stderr=sink,
                 start_new_session=True,
             )
-        self.wait_ready()
 
     def wait_ready(self) -> None:
         assert self.process is not None
