@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from ledger.aggregates.periods import SETTLED
 from ledger.cli.contributions import contribution_body, salted
 from ledger.client import Client, load_key
 from ledger.config import Settings
@@ -502,7 +503,7 @@ class Story:
         newest = next(iter(operator.get("/v1/periods")["items"]), None)
         number = int(newest["period"]) if newest else 0
         if self.cut is None:
-            settled = newest is None or newest["status"] in ("activated", "vetoed")
+            settled = newest is None or newest["status"] in SETTLED
             self.cut = number + 1 if settled else number
         if number < self.cut:
             operator.post("/v1/periods")
