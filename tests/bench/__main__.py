@@ -104,10 +104,21 @@ def page(results: dict[str, Any]) -> str:
             f"{result['load_before']} before it, commit {result['commit']}, {result['at']}.",
             "",
             "```",
-            *result["output"],
+            *_without_json(result["output"]),
             "```",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _without_json(lines: list[str]) -> list[str]:
+    """The tables alone: what a program printed as an object stands in benchmarks.json."""
+    kept, inside = [], False
+    for line in lines:
+        inside = inside or line == "{"
+        if not inside:
+            kept.append(line)
+        inside = inside and line != "}"
+    return kept
 
 
 if __name__ == "__main__":
