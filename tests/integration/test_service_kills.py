@@ -14,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from nacl.signing import SigningKey
 
 from ledger.cli import demo
+from ledger.cli.progress import Show
+from ledger.client import Client
 from ledger.store.embedded import EmbeddedPostgres
 from tests.pg import temporary_home
 from tests.service_world import (
@@ -196,7 +198,7 @@ def test_the_whole_life_of_an_answer_with_a_kill_in_every_step(
     monkeypatch.setattr(demo, "TRAINING", {"epochs": 4, "max_len": 64, "seed": 7, "batch_size": 8})
     monkeypatch.setattr(demo, "QUESTIONS", 10)
     monkeypatch.setattr(demo, "MAX_ANSWER_TOKENS", 24)
-    show = demo.Show()
+    show = Show()
     with acks.heard():
         story = SmallStory(up.settings, ROWS, show)
 
@@ -257,23 +259,23 @@ def test_after_a_killed_supervisor_the_next_start_takes_over(up: Up) -> None:
 
 
 @pytest.fixture(scope="module")
-def log(up: Up) -> Log:
-    """The log when nobody appends any more."""
-    settings = up.settings
+def log(up: Up, acks: Acks) -> Log:
+    """The log when nobody appends any more: after one last event, and its anchor."""
+    with acks.heard(), Client(up.url, key=SigningKey.generate()) as client:
+        last = client.append("identity.registered", {"name": "the last one"})
 
-    def quiet() -> bool:
-        size = httpx.get(f"{up.url}/v1/info").json()["size"]
-        time.sleep(1.5)  # more than the chain process's pause between two looks
-        info = httpx.get(f"{up.url}/v1/info").json()
-        return bool(size == info["size"] == info["projected"])
+        def anchored() -> bool:
+            found = client.get("/v1/anchors")["items"]
+            return bool(found) and int(found[0]["size"]) > last
 
-    until("the first anchor", lambda: "anchored" in last_line(settings.root / "logs/chain.log"), 30)
-    until("quiet", quiet, 30)
+        def quiet() -> bool:
+            info = client.get("/v1/info")
+            signed = client.get_bytes("/log/checkpoint").split(b"\n")[1]
+            return bool(info["size"] == info["projected"] == int(signed))
+
+        until("the anchor of the last event", anchored, 30)
+        until("quiet", quiet, 10)
     return download(up.url)
-
-
-def last_line(path: Path) -> str:
-    return path.read_text().rstrip().rpartition("\n")[2]
 
 
 def test_the_log_is_consistent(up: Up, log: Log, seen: list[bytes]) -> None:
