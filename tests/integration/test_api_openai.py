@@ -397,10 +397,12 @@ def test_parallel_requests_cannot_overdraw(api: Service) -> None:
     before = api.settle()
 
     def ask(_: int) -> int:
-        body = {"model": MODEL, "messages": HELLO, "max_tokens": max_tokens}
+        body = {"model": MODEL, "messages": HELLO, "max_tokens": max_tokens, "stream": True}
         with api.http("ben") as http:
             found = http.post("/v1/chat/completions", json=body)
         assert found.status_code in (200, 402), found.text
+        # Refused before the first token, or delivered and paid: nothing between.
+        assert found.status_code == 402 or found.text.endswith("data: [DONE]\n\n"), found.text
         return found.status_code
 
     with ThreadPoolExecutor(24) as pool:
@@ -415,22 +417,36 @@ def test_parallel_requests_cannot_overdraw(api: Service) -> None:
     assert left == 3 * highest - paid >= 0
 
 
-def test_answers_of_one_account_that_end_together_are_all_recorded(api: Service) -> None:
-    """Their fees are one event stream: without turns most would lose it eight times and fail."""
-    count = 32
+def test_answers_of_one_account_that_end_together_take_turns(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their fees are one event stream: without turns they collide there and decide again."""
+    count, attempts = 32, []
     barrier = threading.Barrier(count)
+    store = api.services.ledger._store
+
+    def counted(events: Any) -> Any:
+        attempts.append(len(events))
+        return store(events)
+
+    monkeypatch.setattr(api.services.ledger, "_store", counted)
     before = api.size
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 3}
+    client = httpx.Client(
+        base_url=api.url,
+        headers={"authorization": f"Bearer {api.token('eve')}"},
+        limits=httpx.Limits(max_connections=count),
+        timeout=30,
+    )
 
     def ask(_: int) -> int:
-        with api.http("eve") as http:
-            barrier.wait(20)
-            return http.post("/v1/chat/completions", json=body).status_code
+        barrier.wait(20)
+        return client.post("/v1/chat/completions", json=body).status_code
 
-    with ThreadPoolExecutor(count) as pool:
-        statuses = list(pool.map(ask, range(count)))
-    assert statuses == [200] * count
+    with client, ThreadPoolExecutor(count) as pool:
+        assert list(pool.map(ask, range(count))) == [200] * count
     assert api.size == before + 2 * count
+    assert attempts == [2] * count
 
 
 def test_a_fee_policy_set_meanwhile_applies(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
