@@ -9,6 +9,7 @@ imported, so that a life takes half a second.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ from ledger.processes.supervisor import open_ledger
 from ledger.store.recorder import system_clock
 from ledger.verify.checkpoint import Checkpoint
 from tests.pg import temporary_home
-from tests.service_world import Log, audit_money
+from tests.service_world import Log, audit_money, until
 
 ROOT = Path(__file__).parents[2]
 MAX_ROUNDS = 60
@@ -179,10 +180,8 @@ class Business:
     def open(self, ledger: Ledger) -> None:
         for who in (self.owner, self.author, self.consumer):
             self.do(ledger, who, "identity.registered", {"name": "somebody"})
-        wallet = bootstrap.wallet_of(self.author_key)
-        proof = bootstrap.sign_binding(wallet, actor=self.author.id, log=ledger.log_origin)
-        binding = {"address": wallet.address, "signature": proof}
-        self.do(ledger, self.author, "identity.evm_bound", binding)
+        self.bind(ledger, self.author, self.author_key)
+        self.bind(ledger, self.owner, self.settings.key_file("owner-evm"))  # who never claims
         net, rows = str(uuid4()), str(uuid4())
         self.do(ledger, self.owner, "datanet.created", {
             "datanet": net, "name": "net", "description": "", "licence": "CC0-1.0",
@@ -211,6 +210,12 @@ class Business:
             "adapter_sha256": HASH, "base_model": HASH,
             **{name: str(wei) for name, wei in PRICES.items()},
         })  # fmt: skip
+
+    def bind(self, ledger: Ledger, who: Person, key_file: Path) -> None:
+        wallet = bootstrap.wallet_of(key_file)
+        proof = bootstrap.sign_binding(wallet, actor=who.id, log=ledger.log_origin)
+        body = {"address": wallet.address, "signature": proof}
+        self.do(ledger, who, "identity.evm_bound", body)
 
     def answer(self, ledger: Ledger) -> None:
         """One inference with its fee, attributed to the author."""
@@ -270,11 +275,11 @@ class Scene:
         self.business.open(ledger)
         self.period = 0
         self.lives = Lives(settings)
-        service = build(
+        self.service = build(
             settings, box, ledger, self.business.operator.key, bootstrap.chain_key_file(settings)
         )
         self.deposit()
-        assert service.watch() == 1
+        assert self.service.watch() == 1
 
     def payouts(self, key_file: Path) -> Payouts:
         self.chain.fund(bootstrap.wallet_of(key_file).address, COINS_WEI)
@@ -319,11 +324,13 @@ class Scene:
         sizes = [event.body["size"] for event in log.of("checkpoint.anchored")]
         assert sizes == sorted(set(sizes))
         audit_money(log, self.settings)
-        active = self.payouts(self.settings.key_file("consumer-evm")).active()
+        payouts = self.payouts(self.settings.key_file("consumer-evm"))
+        active = payouts.active()
         row = self.box.queries.period(self.period)
         assert row is not None
         assert (active.period, "0x" + active.root.hex()) == (self.period, row["root"])
         assert (active.total, row["status"]) == (row["total_wei"], "activated")
+        assert payouts.covered() == active.total, "released once, and no more than is owed"
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +372,23 @@ def test_killed_before_any_step_the_next_life_finishes(scene: Scene) -> None:
         scene.lives.live()
         scene.audit()
     print(f"{len(undisturbed)} steps: {' '.join(undisturbed)}")
+
+
+def test_what_the_ledger_tells_of_a_chain_outlives_a_killed_anvil(scene: Scene) -> None:
+    """Others may never save their blocks; what was recorded of them must not be taken back."""
+    settings, key_file = scene.settings, scene.settings.key_file("consumer-evm")
+    chain = {**(bootstrap.deployed(settings) or {}), "development": False}  # so: nothing is saved
+    payer = bootstrap.payouts(settings, key_file, {"chain": chain})
+    service = scene.service
+    service.watch()
+    for _ in range(3):
+        payer.deposit(scene.business.consumer.id, DEPOSIT_WEI)
+        assert service.watch() == 1
+        assert scene.chain.pid is not None
+        os.kill(scene.chain.pid, signal.SIGKILL)
+        until("the end of anvil", lambda: not scene.chain.alive, 5)
+        scene.chain.start()
+        assert service.watch() == 0, "nothing new, and nothing undone"
 
 
 if __name__ == "__main__":
