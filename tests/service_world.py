@@ -6,6 +6,7 @@ Processes are found through /proc by the home that they belong to, and killed by
 
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,6 +43,7 @@ from ledger.verify.tiles import Tile, decode_entries, tile_path, tiles_of
 from ledger.verify.tlog_proof import verify_tlog_proof
 from projections.memory import MemoryRows
 from projections.registry import TABLES, digest_of, fold, read_entry
+from workers.ray_cluster import _temp_folder
 
 READY_S = 60.0
 STOP_S = 40.0
@@ -157,13 +159,20 @@ class Up:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(POLL_S)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
 
     # --- its processes -----------------------------------------------------------------------
+
+    @property
+    def ray_folder(self) -> Path:
+        """Where this home's Ray keeps its sessions: some of its processes name no other folder."""
+        return _temp_folder(self.home / "workers" / "ray")
 
     def processes(self) -> dict[int, str]:
         """Command lines by pid of everything that belongs to the home: by environment, arguments
         or working folder. Zombies have none of them."""
-        folders = {str(self.home), str(EmbeddedPostgres(self.home).data_dir)}
+        postgres = EmbeddedPostgres(self.home).data_dir
+        folders = {str(folder) for folder in (self.home, postgres, self.ray_folder)}
         found = {}
         for name in filter(str.isdigit, os.listdir("/proc")):
             pid = int(name)
