@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI, Request
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from ledger.api import problems
@@ -38,10 +39,18 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     for module in (health, events, blobs, catalogue, money, lineage, openai, log):
         app.include_router(module.router)
-    Instrumentator(excluded_handlers=["/metrics", "/livez"]).instrument(app).expose(
-        app, include_in_schema=False
-    )
+    _measure(app)
     return app
+
+
+def _measure(app: FastAPI) -> None:
+    """/metrics: requests by route, and this process. Each app counts for itself: the library's
+    global registry keeps the first app's counters and silently drops those of a second."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    measured = Instrumentator(excluded_handlers=["/metrics", "/livez"], registry=registry)
+    measured.instrument(app).expose(app, include_in_schema=False)
 
 
 @asynccontextmanager
