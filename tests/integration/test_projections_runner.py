@@ -255,6 +255,21 @@ with ConnectionPool(url, min_size=1, max_size=2, open=True) as pool:
 """
 
 
+def wait_for_backends(pg_url: str) -> None:
+    """Until the server has noticed that a killed client is gone: its last commit counts or not."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state <> 'idle' AND pid <> pg_backend_pid()"
+    )
+    deadline = time.monotonic() + 10
+    with psycopg.connect(pg_url, autocommit=True) as connection:
+        while time.monotonic() < deadline:
+            row = connection.execute(query).fetchone()
+            if row is None or row[0] == 0:
+                return
+            time.sleep(0.01)
+
+
 def test_sigkill_between_and_within_batches_loses_and_doubles_nothing(
     pg_url: str, store: PgRowStore, history: list[bytes], expected: str, tmp_path: Path
 ) -> None:
@@ -274,10 +289,12 @@ def test_sigkill_between_and_within_batches_loses_and_doubles_nothing(
         finally:
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
+        wait_for_backends(pg_url)
         stops.append(runner.position())
         assert runner.digest() == digest_of(replayed(history[: stops[-1]]))
     assert stops == sorted(stops)
-    assert 0 < stops[0] < stops[-1] < len(history), stops
+    # A quick machine may finish before the last kill; the first ones must hit the work under way.
+    assert len({stop for stop in stops if 0 < stop < len(history)}) >= 2, stops
     runner.catch_up()
     assert runner.digest() == expected
 
