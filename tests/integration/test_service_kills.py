@@ -60,8 +60,6 @@ ROWS = {
 PARTS = ("postgres", "anvil", "api", "projector", "chain", "workers")
 ORPHANS_S = 15.0
 """How long processes may take to notice that their supervisor was killed, and to end."""
-QUIET = {"TRIBUTARY_ANCHOR_INTERVAL_S": "600"}
-"""One anchor at the start, and then nobody appends: for the auditor."""
 
 
 class SmallStory(demo.Story):
@@ -252,10 +250,10 @@ def test_after_a_killed_supervisor_the_next_start_takes_over(up: Up) -> None:
     assert up.process is not None
     up.process.wait()
     # At once: what the killed one left is still about to notice.
-    up.environment |= QUIET
     up.start()
-    left = {pid: line for pid, line in up.processes().items() if pid in before}
-    assert not left, "processes of two supervisors on one home"
+    # Its API and chain are gone by now, or the new ones could not have started; its Ray may take
+    # some seconds to end on a busy machine.
+    until("the end of the killed one's processes", lambda: not before.keys() & up.processes(), 30)
 
 
 @pytest.fixture(scope="module")
