@@ -78,6 +78,17 @@ class TileStore(Protocol):
         ...
 
 
+class LogSource(Protocol):
+    """Somebody's log as its C2SP files, wherever they lie: a folder, a database, a web server."""
+
+    def read(self, path: str) -> bytes:
+        """The file at a tlog-tiles path (`checkpoint`, `tile/...`, `tile/entries/...`).
+
+        Raises NotFound when it is not there, Unavailable when the place does not answer.
+        """
+        ...
+
+
 class BlobStore(Protocol):
     """Content-addressed bytes: the name is the lower-case hex SHA-256."""
 

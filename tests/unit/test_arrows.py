@@ -20,6 +20,7 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
     "ledger.errors": (set(), set()),
     "ledger.ports": (set(), set()),
     "ledger.domain": ({"ledger.errors"}, {"nacl"}),
+    "ledger.remote": ({"ledger.errors"}, CLIENT),
     "ledger.client": ({"ledger.errors", "ledger.domain"}, {"nacl"} | CLIENT),
     "ledger.config": ({"ledger.errors"}, {"pydantic", "pydantic_settings"}),
     "ledger.verify": ({"ledger.errors", "ledger.domain"}, {"nacl", "rlp", "eth_hash"}),
@@ -40,7 +41,7 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
     "ledger.cli": (
         {
             "ledger.errors", "ledger.domain", "ledger.ports", "ledger.config", "ledger.client",
-            "ledger.aggregates", "ledger.log", "ledger.verify", "ledger.bootstrap",
+            "ledger.remote", "ledger.aggregates", "ledger.log", "ledger.verify", "ledger.bootstrap",
             "ledger.processes", "ledger.store.migrate", "projections",
         },
         None,
