@@ -1,4 +1,4 @@
-"""Other people's logs and witnesses, over HTTP: the one file that fetches from addresses we do not run.
+"""Other people's logs and witnesses, over HTTP: the one file that fetches from foreign addresses.
 
 Bytes from out there are hostile until `ledger.verify` has checked them: every body is read up to a
 named limit, every wait ends, redirects are not followed.
