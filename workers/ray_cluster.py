@@ -323,6 +323,21 @@ def open_cluster(
     return LocalRay(home, num_cpus=num_cpus)
 
 
+def end_orphans(home: Path) -> int:
+    """End what is left of this home's local Ray when nobody owns it; how many processes.
+
+    Its guard does the same, some seconds after its owner was killed. A new service must not begin
+    beside the old one's actors, so it does not wait for that.
+    """
+    ray = LocalRay(home)
+    if not ray._try_own():
+        return 0
+    try:
+        return _ray_guard.end_within(str(ray.temp))
+    finally:
+        ray.stop()
+
+
 def find(home: Path) -> ClusterInfo | None:
     """The cluster that the worker service of this home uses now, or None."""
     try:

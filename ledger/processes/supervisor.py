@@ -160,6 +160,7 @@ def running(
     with ExitStack() as stack:
         stack.enter_context(_only_one(settings.root))
         _wait_for_orphans(settings.root)
+        _end_old_ray(settings)
         _need_free_port(settings.host, settings.port)
         service = Service(settings=settings)
         _start_postgres(stack, service, say)
@@ -294,6 +295,13 @@ def _wait_for_orphans(home: Path) -> None:
                     "`pgrep -f ledger.processes` and end them"
                 )
             time.sleep(POLL_S)
+
+
+def _end_old_ray(settings: Settings) -> None:
+    """A killed supervisor's Ray outlives its processes by some seconds, actors and all."""
+    from workers.ray_cluster import end_orphans
+
+    end_orphans(bootstrap.workers_home(settings))
 
 
 def _need_free_port(host: str, port: int) -> None:
