@@ -20,7 +20,6 @@ Both lost together cannot be noticed here; witnesses and the anchor contract exi
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from ledger.errors import ConfigError, Inconsistent, StorageError, VerificationError
+from ledger.files import write_durably
 from ledger.ports import StoredCheckpoint
 from ledger.verify.checkpoint import Checkpoint, format_checkpoint, open_checkpoint
 from ledger.verify.merkle import verify_consistency
@@ -180,29 +180,9 @@ def _create_key(origin: str, path: Path) -> SigningKey:
 def _write_durably(path: Path, data: bytes) -> None:
     """Replace the file in one step, readable by its owner alone, on disk when this returns."""
     try:
-        _replace(path, data)
+        write_durably(path, data)
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}; nothing was signed. Free the disk or "
             "mend the folder's rights; the sequencer tries again by itself"
         ) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".new")
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    staged.replace(path)
-    # Without this a power cut may bring the old name back: an older memory, silently.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

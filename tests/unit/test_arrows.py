@@ -20,16 +20,17 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
     "ledger.errors": (set(), set()),
     "ledger.ports": (set(), set()),
     "ledger.domain": ({"ledger.errors"}, {"nacl"}),
+    "ledger.files": (set(), set()),
     "ledger.remote": ({"ledger.errors"}, CLIENT),
     "ledger.client": ({"ledger.errors", "ledger.domain"}, {"nacl"} | CLIENT),
     "ledger.config": ({"ledger.errors"}, {"pydantic", "pydantic_settings"}),
     "ledger.verify": ({"ledger.errors", "ledger.domain"}, {"nacl", "rlp", "eth_hash"}),
     "ledger.aggregates": ({"ledger.errors", "ledger.domain"}, {"eventsourcing"}),
     "ledger.log": (
-        {"ledger.errors", "ledger.domain", "ledger.verify", "ledger.ports"},
+        {"ledger.errors", "ledger.domain", "ledger.verify", "ledger.ports", "ledger.files"},
         {"nacl", "eventsourcing"},
     ),
-    "ledger.store": ({"ledger.errors", "ledger.domain", "ledger.ports"}, None),
+    "ledger.store": ({"ledger.errors", "ledger.domain", "ledger.ports", "ledger.files"}, None),
     "ledger.chain": ({"ledger.errors", "ledger.domain", "ledger.ports"}, None),
     "ledger.api": (
         {
@@ -42,7 +43,7 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
         {
             "ledger.errors", "ledger.domain", "ledger.ports", "ledger.config", "ledger.client",
             "ledger.remote", "ledger.aggregates", "ledger.log", "ledger.verify", "ledger.bootstrap",
-            "ledger.processes", "ledger.store.migrate", "projections",
+            "ledger.files", "ledger.processes", "ledger.store.migrate", "projections",
         },
         None,
     ),

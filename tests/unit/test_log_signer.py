@@ -173,7 +173,7 @@ def test_nothing_is_signed_when_the_memory_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ledger.log.signer.os.fsync", full)
+    monkeypatch.setattr("ledger.files.os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         History(6).signed_by(signer)
     monkeypatch.undo()
