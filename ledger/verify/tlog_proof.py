@@ -17,7 +17,8 @@ after the first empty line.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ledger.errors import MalformedProof
+from ledger.domain.envelope import ENTRY_HEADER_BYTES, leaf_hash
+from ledger.errors import Inconsistent, MalformedProof
 from ledger.verify.checkpoint import OpenedCheckpoint, open_checkpoint
 from ledger.verify.encoding import (
     decode_base64,
@@ -86,8 +87,9 @@ def verify_tlog_proof(
 ) -> tuple[TlogProof, OpenedCheckpoint]:
     """Check that the leaf hash `leaf` is in the log that `key` signs, at the proof's index.
 
-    Whoever knows the entry compares the index written inside it with the proof's (see `merkle`).
-    Raises MalformedProof, BadSignature, Inconsistent or NotIncluded.
+    A leaf hash does not know its place, and another index may share the proof (see `merkle`):
+    whoever holds the entry itself uses `verify_entry_proof`. Raises MalformedProof, BadSignature,
+    Inconsistent or NotIncluded.
     """
     proof = parse_tlog_proof(data)
     opened = open_checkpoint(proof.checkpoint, key, origin=origin, witnesses=witnesses)
@@ -98,4 +100,32 @@ def verify_tlog_proof(
         proof=proof.proof,
         root=opened.checkpoint.root,
     )
+    return proof, opened
+
+
+def verify_entry_proof(
+    data: bytes,
+    entry: bytes,
+    key: VerifierKey,
+    *,
+    origin: str | None = None,
+    witnesses: Iterable[VerifierKey] = (),
+) -> tuple[TlogProof, OpenedCheckpoint]:
+    """Check that `entry` is in the log that `key` signs, at the index written inside the entry.
+
+    The envelope in the entry is not looked at (`ledger.domain.envelope.decode_entry` does).
+    Raises as `verify_tlog_proof`, and Inconsistent when proof and entry name different indexes.
+    """
+    if len(entry) <= ENTRY_HEADER_BYTES:
+        raise MalformedProof(f"an entry has more than {ENTRY_HEADER_BYTES} bytes, not {len(entry)}")
+    proof, opened = verify_tlog_proof(
+        data, leaf_hash(entry), key, origin=origin, witnesses=witnesses
+    )
+    written = int.from_bytes(entry[:8], "big")
+    if written != proof.index:
+        raise Inconsistent(
+            f"the proof is for index {proof.index}, the entry says inside that it is entry "
+            f"{written}: it was moved, or the proof's index was altered",
+            index=proof.index,
+        )
     return proof, opened
