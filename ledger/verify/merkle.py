@@ -5,11 +5,12 @@ it trusts and recomputes it from a proof; nothing else about the tree is known t
 
 What these proofs do not say: an inclusion proof binds the leaf's *path*, and several (index, size)
 pairs share a path (index 2 of 3 and index 1 of 2, say). So `size` must come from the signed
-checkpoint that the root came from, and `index` must be written inside the entry as well; `bundle`
-checks both.
+checkpoint that the root came from, and `index` must be written inside the entry as well: `bundle`
+and `tlog_proof.verify_entry_proof` check both. Then the proof of the last entry binds the size too.
 
-`tests/property/test_merkle.py` proves every leaf of every tree to 64 leaves, alters every hash of
-every proof, and holds roots and paths against an independent implementation.
+`tests/property/test_merkle.py` proves every leaf of every tree to 128 leaves and every pair of
+sizes, alters every hash of every proof, and holds roots and paths against an independent
+implementation; `test_swaps.py` tries every pair of index and size in the place of every other.
 """
 
 from collections.abc import Sequence
