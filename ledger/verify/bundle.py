@@ -1,8 +1,9 @@
 """Verify a lineage bundle: everything about one event that a stranger needs, in one file. Pure.
 
-`verify_bundle` is the procedure, six numbered steps, that a verifier in another language has to
-follow. The bytes are `bundle_format`'s, the proofs `merkle`'s, the signatures `checkpoint`'s and
-`ledger.domain.envelope`'s, the graph `lineage`'s.
+`verify_bundle` is the procedure, six numbered steps (eight in version 2), that a verifier in
+another language has to follow. The bytes are `bundle_format`'s, the proofs `merkle`'s, the
+signatures `checkpoint`'s and `ledger.domain.envelope`'s, the graph `lineage`'s, shown rows
+`disclosure`'s, payout lines `payouts`'s.
 """
 
 from collections.abc import Sequence
@@ -20,20 +21,23 @@ from ledger.errors import (
 )
 from ledger.verify.bundle_format import (
     FORMAT,
+    FORMAT_V2,
     MAX_BUNDLE_BYTES,
     Bundle,
     BundledEntry,
     parse_bundle,
 )
 from ledger.verify.checkpoint import Checkpoint, OpenedCheckpoint, open_checkpoint
+from ledger.verify.disclosure import check_disclosed
 from ledger.verify.encoding import printable
 from ledger.verify.lineage import Lineage, check_lineage
 from ledger.verify.merkle import verify_consistency, verify_inclusion
 from ledger.verify.note import VerifierKey, parse_vkey
+from ledger.verify.payouts import check_payouts
 from ledger.verify.sentences import say_l1, say_proven, say_trusted
 from ledger.verify.verdict import Step, Verdict
 
-__all__ = ["FORMAT", "MAX_BUNDLE_BYTES", "STEP_NAMES", "verify_bundle"]
+__all__ = ["FORMAT", "FORMAT_V2", "MAX_BUNDLE_BYTES", "STEP_NAMES", "verify_bundle"]
 
 STEP_NAMES = {
     1: "parse",
@@ -42,7 +46,12 @@ STEP_NAMES = {
     4: "events",
     5: "lineage",
     6: "L1 anchor",
+    7: "disclosed rows",
+    8: "payouts",
 }
+V1_STEPS = 6
+"""A bundle of version 1 has no steps beyond these."""
+NEEDS_KECCAK = "pip install 'tributary-ledger[l1]' to check it"
 
 
 def verify_bundle(
@@ -62,12 +71,16 @@ def verify_bundle(
     5. Lineage: every reference ends at an earlier entry of the bundle and both ends agree.
     6. L1: an EVM chain holds a checkpoint that this one extends or equals (skipped when the bundle
        has none or the libraries are missing, unless `require_l1`).
+    7. Version 2, disclosed rows: each is that row of its contribution, and in a training manifest
+       where the bundle has one.
+    8. Version 2, payouts: each line is under the root that its period was closed with (skipped when
+       a keccak library is missing).
 
     Raises a VerificationError that names what failed. Nothing else, whatever `data` holds.
     """
     # 1. Parse.
     bundle = parse_bundle(data)
-    steps = [_step(1, f"{FORMAT}, {len(data)} bytes, {len(bundle.entries)} entries")]
+    steps = [_step(1, f"{bundle.format}, {len(data)} bytes, {len(bundle.entries)} entries")]
 
     # 2. Checkpoint signature.
     key = _log_key(bundle, trusted_vkey)
@@ -93,6 +106,10 @@ def verify_bundle(
     # 6. L1.
     step, anchor = _check_l1(bundle, key, head, required=require_l1)
     steps.append(step)
+
+    # 7 and 8. What version 2 adds.
+    if bundle.format == FORMAT_V2:
+        steps += [_check_disclosed(bundle, lineage), _check_payouts(bundle, lineage)]
 
     return _verdict(steps, bundle, key, opened, lineage, anchor, own_key=trusted_vkey is not None)
 
@@ -167,8 +184,7 @@ def _check_l1(
         facts = verify_l1(bundle.l1.section, size=anchored.size, root=anchored.root)
     except ImportError as error:
         return _skip_l1(
-            f"a library is missing ({printable(str(error))}): "
-            "pip install 'tributary-ledger[l1]' to check it",
+            f"a library is missing ({printable(str(error))}): {NEEDS_KECCAK}",
             required,
         ), None
     anchor = {**facts, "anchored_size": anchored.size}
@@ -178,7 +194,30 @@ def _check_l1(
 def _skip_l1(why: str, required: bool) -> Step:
     if required:
         raise AnchorMismatch(f"an L1 proof was required, but {why}", field="l1")
-    return Step(number=6, name=STEP_NAMES[6], status="skipped", detail=why)
+    return _skip(6, why)
+
+
+def _check_disclosed(bundle: Bundle, lineage: Lineage) -> Step:
+    if not bundle.disclosed:
+        return _skip(7, "the bundle shows no row")
+    check_disclosed(bundle.disclosed, lineage)
+    manifests = len(lineage.manifests)
+    where = f"{manifests} training manifests" if manifests else "no training manifest here"
+    return _step(7, f"{len(bundle.disclosed)} rows lead to their contributions' roots; {where}")
+
+
+def _check_payouts(bundle: Bundle, lineage: Lineage) -> Step:
+    if not bundle.payouts:
+        return _skip(8, "the bundle carries no payout line")
+    try:
+        check_payouts(bundle.payouts, lineage.closed)
+    except ImportError as error:
+        return _skip(8, f"a library is missing ({printable(str(error))}): {NEEDS_KECCAK}")
+    return _step(8, f"{len(bundle.payouts)} lines lead to the roots of their periods")
+
+
+def _skip(number: int, why: str) -> Step:
+    return Step(number=number, name=STEP_NAMES[number], status="skipped", detail=why)
 
 
 def _verdict(

@@ -13,9 +13,13 @@ Format `tributary/lineage-bundle/v1` (docs/FORMATS.md), RFC 8785 canonical JSON:
 Entries ascend by index. Proofs of neighbours share most of their hashes, so each hash stands once,
 in the order of first use. One bundle has one spelling: a file that would be written differently is
 refused, so nothing in it can be changed without being noticed.
+
+`tributary/lineage-bundle/v2` has two more lists, `disclosed` (rows that their contributor shows:
+`disclosure`) and `payouts` (lines of payout trees: `payouts`), not both empty: a bundle that needs
+neither is spelled as version 1, which every verifier reads.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -24,15 +28,20 @@ from uuid import UUID
 from ledger.domain.canonical import canonical_json, parse_canonical
 from ledger.domain.ids import check_hash, check_uuid
 from ledger.errors import LedgerError, MalformedProof, VerificationError
+from ledger.verify.disclosure import DisclosedRow, read_disclosed, write_disclosed
 from ledger.verify.encoding import decode_base64, encode_base64, printable
+from ledger.verify.fields import count_of, hash_of, list_of, object_of, text_of
 from ledger.verify.merkle import MAX_CONSISTENCY_HASHES, MAX_INCLUSION_HASHES
+from ledger.verify.payouts import PayoutLine, read_payouts, write_payouts
 
 FORMAT = "tributary/lineage-bundle/v1"
+FORMAT_V2 = "tributary/lineage-bundle/v2"
 MAX_BUNDLE_BYTES = 64 * 2**20
 MAX_ENTRIES = 20_000
 MAX_BLOBS = 64
 
 _FIELDS = ("format", "log", "vkey", "subject", "checkpoint", "entries", "hashes", "blobs", "l1")
+_V2_FIELDS = (*_FIELDS, "disclosed", "payouts")
 _ENTRY_FIELDS = ("index", "entry", "proof")
 _L1_FIELDS = ("checkpoint", "consistency", "section")
 
@@ -67,6 +76,13 @@ class Bundle:
     entries: tuple[BundledEntry, ...]
     blobs: Mapping[str, bytes] = field(default_factory=dict)
     l1: AnchoredCheckpoint | None = None
+    disclosed: tuple[DisclosedRow, ...] = ()
+    payouts: tuple[PayoutLine, ...] = ()
+
+    @property
+    def format(self) -> str:
+        """The version that this bundle is spelled in: the second only where it needs it."""
+        return FORMAT_V2 if self.disclosed or self.payouts else FORMAT
 
 
 def parse_bundle(data: bytes) -> Bundle:
@@ -78,7 +94,7 @@ def parse_bundle(data: bytes) -> Bundle:
     except VerificationError:
         raise
     except LedgerError as error:
-        raise MalformedProof(f"the file is no {FORMAT}: {error}", **error.detail) from error
+        raise MalformedProof(f"the file is no lineage bundle: {error}", **error.detail) from error
     if format_bundle(bundle) != data:
         raise MalformedProof(
             "the bundle is not in its one spelling: hashes must stand once, in the order of first "
@@ -103,27 +119,32 @@ def format_bundle(bundle: Bundle) -> bytes:
         "consistency": [node.hex() for node in bundle.l1.consistency],
         "section": bundle.l1.section,
     }
-    return canonical_json(
-        {
-            "format": FORMAT,
-            "log": bundle.log,
-            "vkey": bundle.vkey,
-            "subject": str(bundle.subject),
-            "checkpoint": bundle.checkpoint.decode(),
-            "entries": entries,
-            "hashes": [node.hex() for node in positions],
-            "blobs": {name: encode_base64(blob) for name, blob in bundle.blobs.items()},
-            "l1": l1,
-        }
-    )
+    value = {
+        "format": bundle.format,
+        "log": bundle.log,
+        "vkey": bundle.vkey,
+        "subject": str(bundle.subject),
+        "checkpoint": bundle.checkpoint.decode(),
+        "entries": entries,
+        "hashes": [node.hex() for node in positions],
+        "blobs": {name: encode_base64(blob) for name, blob in bundle.blobs.items()},
+        "l1": l1,
+    }
+    if bundle.format == FORMAT_V2:
+        value["disclosed"] = write_disclosed(bundle.disclosed)
+        value["payouts"] = write_payouts(bundle.payouts)
+    return canonical_json(value)
 
 
 def _read(value: Any) -> Bundle:
-    if isinstance(value, dict) and value.get("format") != FORMAT:
-        raise MalformedProof(f"the format is not {FORMAT}", field="format")
-    fields = _object(value, _FIELDS, "the bundle")
-    hashes = [_hash(node, f"hashes[{n}]") for n, node in enumerate(_list(fields["hashes"], None))]
-    items = _list(fields["entries"], MAX_ENTRIES, "entries")
+    version = value.get("format") if isinstance(value, dict) else FORMAT
+    if version not in (FORMAT, FORMAT_V2):
+        raise MalformedProof(f"the format is neither {FORMAT} nor {FORMAT_V2}", field="format")
+    second = version == FORMAT_V2
+    fields = object_of(value, _V2_FIELDS if second else _FIELDS, "the bundle")
+    nodes = list_of(fields["hashes"], None, "hashes")
+    hashes = [hash_of(node, f"hashes[{n}]") for n, node in enumerate(nodes)]
+    items = list_of(fields["entries"], MAX_ENTRIES, "entries")
     entries = tuple(_entry(item, n, hashes) for n, item in enumerate(items))
     if not entries:
         raise MalformedProof("entries must hold at least one", field="entries")
@@ -133,31 +154,36 @@ def _read(value: Any) -> Bundle:
                 f"entry {after.index} follows entry {before.index}: indexes must ascend",
                 field="entries",
             )
-    return Bundle(
-        log=_text(fields["log"], "log"),
-        vkey=_text(fields["vkey"], "vkey"),
+    bundle = Bundle(
+        log=text_of(fields["log"], "log"),
+        vkey=text_of(fields["vkey"], "vkey"),
         subject=check_uuid(fields["subject"], "subject"),
-        checkpoint=_text(fields["checkpoint"], "checkpoint").encode(),
+        checkpoint=text_of(fields["checkpoint"], "checkpoint").encode(),
         entries=entries,
         blobs=_blobs(fields["blobs"]),
         l1=None if fields["l1"] is None else _anchored(fields["l1"]),
+        disclosed=read_disclosed(fields["disclosed"]) if second else (),
+        payouts=read_payouts(fields["payouts"]) if second else (),
     )
+    if bundle.format != version:
+        raise MalformedProof(
+            f"a bundle without disclosed rows and payouts is spelled as {FORMAT}", field="format"
+        )
+    return bundle
 
 
 def _entry(value: Any, n: int, hashes: Sequence[bytes]) -> BundledEntry:
     where = f"entries[{n}]"
-    fields = _object(value, _ENTRY_FIELDS, where)
-    index = fields["index"]
-    if not _is_integer(index) or index < 0:
-        raise MalformedProof(f"{where}.index must be an integer from 0", field=f"{where}.index")
-    path = _list(fields["proof"], MAX_INCLUSION_HASHES, f"{where}.proof")
-    if not all(_is_integer(at) and 0 <= at < len(hashes) for at in path):
+    fields = object_of(value, _ENTRY_FIELDS, where)
+    index = count_of(fields["index"], f"{where}.index")
+    path = list_of(fields["proof"], MAX_INCLUSION_HASHES, f"{where}.proof")
+    if not all(_is_position(at, len(hashes)) for at in path):
         raise MalformedProof(
             f"{where}.proof must hold positions in hashes, 0 to {len(hashes) - 1}",
             field=f"{where}.proof",
             entry=index,
         )
-    data = decode_base64(_text(fields["entry"], f"{where}.entry"), f"{where}.entry")
+    data = decode_base64(text_of(fields["entry"], f"{where}.entry"), f"{where}.entry")
     return BundledEntry(index=index, entry=data, proof=tuple(hashes[at] for at in path))
 
 
@@ -165,52 +191,22 @@ def _blobs(value: Any) -> dict[str, bytes]:
     if not isinstance(value, dict) or len(value) > MAX_BLOBS:
         raise MalformedProof(f"blobs must be an object of at most {MAX_BLOBS}", field="blobs")
     return {
-        check_hash(name, "blobs"): decode_base64(_text(blob, "blobs"), f"blobs.{printable(name)}")
+        check_hash(name, "blobs"): decode_base64(text_of(blob, "blobs"), f"blobs.{printable(name)}")
         for name, blob in value.items()
     }
 
 
 def _anchored(value: Any) -> AnchoredCheckpoint:
-    fields = _object(value, _L1_FIELDS, "l1")
-    nodes = _list(fields["consistency"], MAX_CONSISTENCY_HASHES, "l1.consistency")
+    fields = object_of(value, _L1_FIELDS, "l1")
+    nodes = list_of(fields["consistency"], MAX_CONSISTENCY_HASHES, "l1.consistency")
     if not isinstance(fields["section"], dict):
         raise MalformedProof("l1.section must be an object", field="l1.section")
     return AnchoredCheckpoint(
-        checkpoint=_text(fields["checkpoint"], "l1.checkpoint").encode(),
-        consistency=tuple(_hash(node, f"l1.consistency[{n}]") for n, node in enumerate(nodes)),
+        checkpoint=text_of(fields["checkpoint"], "l1.checkpoint").encode(),
+        consistency=tuple(hash_of(node, f"l1.consistency[{n}]") for n, node in enumerate(nodes)),
         section=fields["section"],
     )
 
 
-def _object(value: Any, fields: Iterable[str], where: str) -> dict[str, Any]:
-    expected = set(fields)
-    if not isinstance(value, dict) or value.keys() != expected:
-        have = sorted(value) if isinstance(value, dict) else []
-        missing = sorted(expected.difference(have))
-        unknown = [printable(name) for name in have if name not in expected][:10]
-        raise MalformedProof(
-            f"{where} must be an object with exactly {', '.join(sorted(expected))}: missing "
-            f"{missing or 'none'}, unknown {unknown or 'none'}",
-            field=where,
-        )
-    return value
-
-
-def _list(value: Any, limit: int | None, where: str = "hashes") -> list[Any]:
-    if not isinstance(value, list) or (limit is not None and len(value) > limit):
-        raise MalformedProof(f"{where} must be a list of at most {limit} items", field=where)
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise MalformedProof(f"{where} must be a string", field=where)
-    return value
-
-
-def _hash(value: Any, where: str) -> bytes:
-    return bytes.fromhex(check_hash(value, where))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_position(value: Any, count: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count

@@ -22,7 +22,7 @@ held which role at the time, and that nothing was withdrawn or retired before.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import NoReturn
+from typing import Any, NoReturn
 from uuid import UUID
 
 from ledger.domain.envelope import Entry
@@ -40,7 +40,11 @@ MANIFEST = "body.manifest_sha256"
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
     """The checked graph. `contributions` are those that the subject rests on, by id; of the
-    `partial` ones the run used only some rows, which are therefore not bound to `rows_root`."""
+    `partial` ones the run used only some rows, which are therefore not bound to `rows_root`.
+
+    About the bundle as a whole: `recorded` has its contribution.recorded by contribution,
+    `manifests` the training manifest of each completed run by run, `published` the first
+    adapter.published by run, `closed` the first period.closed by period."""
 
     subject: Entry
     run: Entry | None = None
@@ -51,6 +55,10 @@ class Lineage:
     contributions: Mapping[str, Entry] = field(default_factory=dict)
     partial: frozenset[str] = frozenset()
     rows_count: int = 0
+    recorded: Mapping[str, Entry] = field(default_factory=dict)
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    published: Mapping[str, Entry] = field(default_factory=dict)
+    closed: Mapping[int, Entry] = field(default_factory=dict)
 
 
 def check_lineage(entries: Sequence[Entry], blobs: Mapping[str, bytes], subject: UUID) -> Lineage:
@@ -68,7 +76,7 @@ def check_lineage(entries: Sequence[Entry], blobs: Mapping[str, bytes], subject:
         rule = _RULES.get(entry.envelope.type)
         if rule:
             rule(graph, entry)
-    return _around(graph, subject)
+    return _around(graph, entries, subject)
 
 
 class _Graph:
@@ -295,8 +303,8 @@ def fail(entry: Entry, field: str, problem: str) -> NoReturn:
     )
 
 
-def _around(graph: _Graph, subject: UUID) -> Lineage:
-    """What stands around the subject, for the verdict's sentences."""
+def _around(graph: _Graph, entries: Sequence[Entry], subject: UUID) -> Lineage:
+    """What stands around the subject, for the verdict's sentences, and what the bundle holds."""
     entry = graph.event(subject)
     if entry is None:
         raise Inconsistent(f"the bundle's subject, event {subject}, is not in it", field="subject")
@@ -325,4 +333,20 @@ def _around(graph: _Graph, subject: UUID) -> Lineage:
         contributions=contributions,
         partial=partial,
         rows_count=sum(map(len, rows.values())),
+        recorded=_by(entries, "contribution.recorded", "contribution"),
+        manifests={
+            run: graph.manifest(completed)
+            for run, completed in _by(entries, "run.completed", "run").items()
+        },
+        published=_by(entries, "adapter.published", "run"),
+        closed=_by(entries, "period.closed", "period"),
     )
+
+
+def _by(entries: Sequence[Entry], event_type: str, field: str) -> dict[Any, Entry]:
+    """The first event of a type for each value of a body field."""
+    found: dict[Any, Entry] = {}
+    for entry in entries:
+        if entry.envelope.type == event_type:
+            found.setdefault(entry.envelope.body[field], entry)
+    return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from ledger.domain.envelope import MAX_ENTRY_BYTES, MAX_ENVELOPE_BYTES
 from ledger.domain.events import CATALOGUE
 from ledger.log.signer import STATE_FORMAT
-from ledger.verify import bundle_format, manifest
+from ledger.verify import bundle_format, disclosure, manifest, payouts
 from ledger.verify.lineage import ONCE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "FORMATS.md").read_text("utf-8")
@@ -39,7 +39,9 @@ def test_limits_and_names() -> None:
     assert f"{manifest.MAX_MANIFEST_ROWS:,}" in PAGE
     assert f"{bundle_format.MAX_BUNDLE_BYTES // 2**20} MiB" in PAGE
     assert f"at most {bundle_format.MAX_BLOBS} of" in PAGE
-    for name in (bundle_format.FORMAT, STATE_FORMAT):
+    for name in (bundle_format.FORMAT, bundle_format.FORMAT_V2, STATE_FORMAT):
         assert name in PAGE
-    for field in bundle_format._FIELDS:
+    assert disclosure.MAX_DISCLOSED == payouts.MAX_PAYOUTS == 100
+    assert PAGE.count("at most 100 of") >= 2
+    for field in bundle_format._V2_FIELDS:
         assert f"| `{field}` |" in PAGE
