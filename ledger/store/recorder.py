@@ -1,6 +1,6 @@
 """The one writer of events: a gap-free recorder for the `eventsourcing` library.
 
-Rows are added by a single call of the SQL function append_events (0001.event-store.sql), in
+Rows are added by a single call of the SQL function append_events (0003.append-at-a-size), in
 autocommit: it takes the row lock of log_head, gives out the next indexes, stores leaf hashes in
 the same rows, notifies. Hence notification ids are dense, in commit order, and a reader that has
 seen n has seen everything up to n. The library's stock recorder has gaps after conflicts, and
@@ -13,7 +13,7 @@ and that is success, not a conflict.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -66,8 +66,25 @@ class ReplayedEvent(IntegrityError, Conflict):
     """An event with that id is in the log: deciding again cannot help."""
 
 
+class StaleView(IntegrityError, Conflict):
+    """The log is longer than the caller expected: catch up and decide again."""
+
+
 class StoreUnavailable(OperationalError, StorageError):
     """PostgreSQL stayed away for MAX_OUTAGE_S: the fate of the append is unknown."""
+
+
+class Placed(list[int]):
+    """Notification ids (leaf index + 1) of events stored together; `recorded_at` is when, in us.
+    Slices keep it."""
+
+    def __init__(self, ids: Iterable[int], recorded_at: int) -> None:
+        super().__init__(ids)
+        self.recorded_at = recorded_at
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return Placed(found, self.recorded_at) if isinstance(at, slice) else found
 
 
 def system_clock() -> int:
@@ -100,10 +117,9 @@ class GapFreeRecorder(PostgresApplicationRecorder):
     def create_table(self) -> None:
         raise NotSupportedError("tables come from migrations/: set CREATE_TABLE=n")
 
-    def insert_events(
-        self, stored_events: Sequence[StoredEvent], **kwargs: Any
-    ) -> Sequence[int] | None:
-        """Store all or none; their notification ids. Raises StaleVersion or ReplayedEvent.
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Placed | None:
+        """Store all or none. Raises StaleVersion or ReplayedEvent; with `expected_size` given
+        (entries of the log that the caller has seen), StaleView when the log has another size.
 
         StoreUnavailable means that PostgreSQL did not come back: repeating the same call later is
         safe, since events already stored are refused as what they are.
@@ -111,12 +127,13 @@ class GapFreeRecorder(PostgresApplicationRecorder):
         if not stored_events:
             return None
         event_ids = [self._event_id_of(event) for event in stored_events]
+        expected_size: int | None = kwargs.get("expected_size")
         in_doubt = False
         deadline = time.monotonic() + MAX_OUTAGE_S
         while True:
             try:
                 try:
-                    return self._append(stored_events, event_ids)
+                    return self._append(stored_events, event_ids, expected_size)
                 except IntegrityError:
                     stored = self._stored_as(stored_events, event_ids) if in_doubt else None
                     if stored is None:
@@ -137,12 +154,17 @@ class GapFreeRecorder(PostgresApplicationRecorder):
     ) -> Subscription[ApplicationRecorder]:
         return GapFreeSubscription(recorder=self, gt=gt, topics=topics)
 
-    def _append(self, events: Sequence[StoredEvent], event_ids: Sequence[UUID | None]) -> list[int]:
+    def _append(
+        self,
+        events: Sequence[StoredEvent],
+        event_ids: Sequence[UUID | None],
+        expected_size: int | None,
+    ) -> Placed:
         with self.datastore.get_connection() as connection:
             try:
                 row = connection.execute(
-                    "SELECT append_events(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[],"
-                    " %b::uuid[], %b::bigint) AS first",
+                    "SELECT first_index, at_us FROM append_events(%b::uuid[], %b::bigint[],"
+                    " %b::text[], %b::bytea[], %b::uuid[], %b::bigint, %b::bigint)",
                     (
                         [event.originator_id for event in events],
                         [event.originator_version for event in events],
@@ -150,6 +172,7 @@ class GapFreeRecorder(PostgresApplicationRecorder):
                         [event.state for event in events],
                         list(event_ids),
                         self._clock(),
+                        expected_size,
                     ),
                     prepare=True,
                 ).fetchone()
@@ -158,8 +181,10 @@ class GapFreeRecorder(PostgresApplicationRecorder):
             except psycopg.errors.CheckViolation as error:
                 raise DataError(str(error)) from error
         assert row is not None
-        first = int(row["first"])
-        return [first + 1 + offset for offset in range(len(events))]
+        first = row["first_index"]
+        if first is None:
+            raise StaleView(f"the log has not {expected_size} entries any more; catch up")
+        return Placed(range(first + 1, first + 1 + len(events)), row["at_us"])
 
     def _conflict(
         self,
@@ -194,11 +219,11 @@ class GapFreeRecorder(PostgresApplicationRecorder):
 
     def _stored_as(
         self, events: Sequence[StoredEvent], event_ids: Sequence[UUID | None]
-    ) -> list[int] | None:
-        """Their notification ids if exactly these rows are stored, consecutively; else None."""
+    ) -> Placed | None:
+        """Where they stand if exactly these rows are stored, consecutively; else None."""
         with self.datastore.get_connection() as connection:
             rows = connection.execute(
-                "SELECT notification_id, topic, state, event_id"  # noqa: S608
+                "SELECT notification_id, topic, state, event_id, recorded_at"  # noqa: S608
                 f" FROM {TABLE} JOIN unnest(%s::uuid[], %s::bigint[]) WITH ORDINALITY"
                 " AS ours (originator_id, originator_version, position)"
                 " USING (originator_id, originator_version) ORDER BY position",
@@ -212,7 +237,7 @@ class GapFreeRecorder(PostgresApplicationRecorder):
         ids = [int(row["notification_id"]) for row in rows]
         if stored != ours or ids != list(range(ids[0], ids[0] + len(ids))):
             return None
-        return ids
+        return Placed(ids, rows[0]["recorded_at"])
 
     def _drop_dead_connections(self) -> None:
         """After a server crash every pooled connection is dead; do not spend a try on each."""

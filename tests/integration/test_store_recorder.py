@@ -38,6 +38,7 @@ from ledger.store.recorder import (
     GapFreeRecorder,
     ReplayedEvent,
     StaleVersion,
+    StaleView,
     StoreUnavailable,
 )
 from tests.pg import fresh_database
@@ -176,6 +177,19 @@ def test_stale_version_and_replay_are_told_apart(recorder: GapFreeRecorder) -> N
     assert recorder.insert_events([_event(), _event()]) == [2, 3]  # no index was lost
 
 
+def test_events_are_stored_at_the_expected_size_or_not_at_all(recorder: GapFreeRecorder) -> None:
+    first = recorder.insert_events([_event(), _event()], expected_size=0)
+    assert first == [1, 2]
+    with pytest.raises(StaleView):
+        recorder.insert_events([_event()], expected_size=1)
+    assert recorder.max_notification_id() == 2
+    second = recorder.insert_events([_event()], expected_size=2)
+    assert first is not None
+    assert second is not None
+    assert second == [3]
+    assert second.recorded_at >= first.recorded_at > 1_700_000_000_000_000
+
+
 def test_oversize_state_is_refused_by_the_database(recorder: GapFreeRecorder) -> None:
     with pytest.raises(DataError):
         recorder.insert_events([_event(state=b"x" * (MAX_ENVELOPE_BYTES + 1))])
@@ -246,6 +260,17 @@ def test_a_commit_whose_answer_was_lost_is_a_success(
     _lose_after_commit(recorder, monkeypatch)
     assert recorder.insert_events([_event(), _event()]) == [2, 3]
     assert recorder.max_notification_id() == 3
+
+
+def test_a_lost_answer_is_no_stale_view(
+    recorder: GapFreeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has grown since, by the very events that are sent again."""
+    recorder.insert_events([_event()])
+    _lose_after_commit(recorder, monkeypatch)
+    stored = recorder.insert_events([_event(), _event()], expected_size=1)
+    assert stored == [2, 3]
+    assert recorder.insert_events([_event()], expected_size=3) == [4]
 
 
 def test_after_a_lost_answer_a_real_conflict_is_still_one(
