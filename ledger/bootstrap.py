@@ -142,7 +142,7 @@ def application(store: Store, gates: Mapping[str, Gate] | None = None) -> Iterat
         log=store.settings.log_origin,
         operator=actor_of(bytes(operator_key(store.settings).verify_key)),
         clock=system_clock,
-        index_of=store.entries.index_of,
+        entry_of=store.entries.entry_of,
         gates=gates,
         factory=factory,
     )

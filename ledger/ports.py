@@ -34,6 +34,10 @@ class EntryLog(Protocol):
         """Leaf index of the event with that id, or None."""
         ...
 
+    def entry_of(self, event_id: str) -> bytes | None:
+        """Entry bytes of the event with that id, or None."""
+        ...
+
     def wait(self, size: int, timeout_s: float) -> int:
         """Block until the log is longer than `size` or the time is over; the size then."""
         ...

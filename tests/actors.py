@@ -1,13 +1,13 @@
 """People and keys for tests, and a ledger in memory with the library's own recorder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 from nacl.signing import SigningKey
 
 from ledger.aggregates.application import Appended, Gate, Ledger
-from ledger.domain.envelope import sign_event
+from ledger.domain.envelope import encode_entry, sign_event
 from ledger.domain.ids import actor_of
 
 LOG = "ledger.example/test"
@@ -38,12 +38,12 @@ class MemoryLedger:
     """A Ledger on the library's in-memory recorder, opened, with every actor registered."""
 
     def __init__(self, gates: Mapping[str, Gate] | None = None, *, opened: bool = True) -> None:
-        self.indexes: dict[str, int] = {}
+        self.entries: dict[str, bytes] = {}
         self.ledger = Ledger(
             log=LOG,
             operator=OPERATOR.id,
             clock=lambda: NOW,
-            index_of=self.indexes.get,
+            entry_of=self.entries.get,
             gates=gates,
         )
         if opened:
@@ -57,6 +57,11 @@ class MemoryLedger:
         return self.append(actor.sign(type, body, id=id))
 
     def append(self, raw: bytes) -> Appended:
-        appended = self.ledger.append(raw)
-        self.indexes[str(appended.envelope.id)] = appended.index
-        return appended
+        return self.append_all([raw])[0]
+
+    def append_all(self, raws: Sequence[bytes]) -> list[Appended]:
+        stored = self.ledger.append_all(raws)
+        for one in stored:
+            entry = encode_entry(one.index, one.recorded_at, one.envelope.raw)
+            self.entries[str(one.envelope.id)] = entry
+        return stored

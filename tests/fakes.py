@@ -53,6 +53,10 @@ class MemoryEntryLog:
         except ValueError:
             return None
 
+    def entry_of(self, event_id: str) -> bytes | None:
+        index = self.index_of(event_id)
+        return None if index is None else self._entries[index]
+
     def wait(self, size: int, timeout_s: float) -> int:
         with self._grown:
             self._grown.wait_for(lambda: len(self._entries) > size, max(0.0, timeout_s))

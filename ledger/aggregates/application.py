@@ -33,14 +33,22 @@ from ledger.aggregates.governance import Governance, Identity
 from ledger.aggregates.inferences import Account, Inference
 from ledger.aggregates.periods import Anchors, Claims, Periods
 from ledger.aggregates.runs import Adapter, Run
-from ledger.domain.envelope import Envelope, decode_envelope, parse_envelope
+from ledger.domain.envelope import (
+    Envelope,
+    decode_entry,
+    encode_entry,
+    leaf_hash,
+    parse_envelope,
+)
 from ledger.domain.events import CATALOGUE, check_body
-from ledger.errors import Conflict, Forbidden, InvalidEvent, NotFound, PaymentRequired, StorageError
+from ledger.errors import Conflict, Forbidden, InvalidEvent, LedgerError, NotFound, StorageError
 
 MAX_DECISIONS = 8
 MAX_EVENTS_PER_APPEND = 500
 MAX_CLOCK_SKEW_US = 300 * 1_000_000
 CACHED_AGGREGATES = 10_000
+MAX_NAMED = 20
+"""Events of a batch that a refusal names."""
 
 Gate = Callable[[Envelope], None]
 
@@ -53,15 +61,20 @@ AGGREGATES: Mapping[str, type[Aggregate]] = {cls.kind: cls for cls in _CLASSES}
 
 @dataclass(frozen=True, kw_only=True)
 class Appended:
-    """Where an event stands now. `index` is its leaf index in the log."""
+    """Where an event stands: `index` is its leaf index, `recorded_at` the time in its log entry
+    (us), `leaf_hash` the entry's. `replayed`: it stood there before, to the byte."""
 
     index: int
+    recorded_at: int
+    leaf_hash: bytes
     envelope: Envelope
+    replayed: bool = False
 
 
 class Ledger(Application[UUID]):
     """`factory` is the `eventsourcing` infrastructure (which recorder, which database); without
-    one the library's own in-memory recorder serves."""
+    one the library's own in-memory recorder serves. `entry_of` finds the log entry of an event by
+    the event's id."""
 
     def __init__(
         self,
@@ -69,7 +82,7 @@ class Ledger(Application[UUID]):
         log: str,
         operator: str,
         clock: Callable[[], int],
-        index_of: Callable[[str], int | None],
+        entry_of: Callable[[str], bytes | None],
         gates: Mapping[str, Gate] | None = None,
         factory: InfrastructureFactory[Any] | None = None,
     ) -> None:
@@ -83,7 +96,7 @@ class Ledger(Application[UUID]):
         self.log_origin = log
         self.operator = operator
         self._clock = clock
-        self._index_of = index_of
+        self._entry_of = entry_of
         self._gates = dict(gates or {})
 
     def construct_factory(self, env: Environment) -> InfrastructureFactory[Any]:
@@ -93,8 +106,9 @@ class Ledger(Application[UUID]):
         return EnvelopeMapper(AGGREGATES)
 
     def append(self, raw: bytes) -> Appended:
-        """Verify, decide and store one event. Raises InvalidEvent, Forbidden, NotFound, Conflict,
-        PaymentRequired, Backpressure or StorageError; then nothing was stored."""
+        """Verify, decide and store one event. The very same bytes again are a success, and stored
+        once. Raises InvalidEvent, Forbidden, NotFound, Conflict, PaymentRequired, Backpressure or
+        StorageError; then nothing was stored."""
         return self.append_all([raw])[0]
 
     def append_all(self, raws: Sequence[bytes]) -> list[Appended]:
@@ -108,13 +122,17 @@ class Ledger(Application[UUID]):
             except IntegrityError as error:
                 # Either another writer was quicker on a stream: decide again on its new state.
                 # Or an event id is taken: deciding again cannot help.
-                self._refuse_replays(events, error)
-            except (Conflict, PaymentRequired) as error:
-                # A repeated event often fails another rule first; say that it is a repetition.
-                self._refuse_replays(events, error)
-                raise
+                stored = self._replayed(events, error)
+                if stored is not None:
+                    return stored
             except PersistenceError as error:
                 raise StorageError(f"the event store failed: {error}; retry") from error
+            except LedgerError as error:
+                # A repeated event mostly fails some other rule first; say that it is a repetition.
+                stored = self._replayed(events, error)
+                if stored is not None:
+                    return stored
+                raise
         raise Conflict("other writers kept changing the same things; reload and try again")
 
     def load(self, cls: type[A], *parts: object) -> A | None:
@@ -136,11 +154,11 @@ class Ledger(Application[UUID]):
     def _check(self, raw: bytes) -> Envelope:
         event = parse_envelope(raw, log=self.log_origin)
         check_body(event.type, event.body)
-        if event.at > self._clock() + MAX_CLOCK_SKEW_US:
-            raise InvalidEvent("at lies in the future; set the signer's clock", field="at")
         return event
 
     def _store(self, events: Sequence[Envelope]) -> list[Appended]:
+        if max(event.at for event in events) > self._clock() + MAX_CLOCK_SKEW_US:
+            raise InvalidEvent("at lies in the future; set the signer's clock", field="at")
         world = _World(self, self.log_origin, self.operator)
         pending = [world.apply(event) for event in events]
         # Gates read blobs and check foreign signatures: only for what the rules allow.
@@ -148,36 +166,62 @@ class Ledger(Application[UUID]):
             gate = self._gates.get(event.type)
             if gate:
                 gate(event)
-        recordings = self.save(*pending)
+        ids = self.recorder.insert_events([self.mapper.to_stored_event(p) for p in pending])
+        assert ids is not None
         world.remember()
+        # Recorders of the library keep no time.
+        recorded_at = getattr(ids, "recorded_at", None) or self._clock()
         return [
-            Appended(index=int(recording.notification.id) - 1, envelope=event)
-            for recording, event in zip(recordings, events, strict=True)
+            _appended(encode_entry(id - 1, recorded_at, event.raw), event)
+            for id, event in zip(ids, events, strict=True)
         ]
 
-    def _refuse_replays(self, events: Sequence[Envelope], cause: Exception) -> None:
-        for event in events:
-            index = self._index_of(str(event.id))
-            if index is None:
-                continue
-            if not self._is_same_kind(event, index):
-                raise Conflict(
-                    f"the id {event.id} is that of another event, at index {index}: choose another",
-                    index=index,
-                ) from cause
-            raise Conflict(
-                f"event {event.id} is recorded already, at index {index}",
-                replayed=str(event.id),
-                index=index,
-            ) from cause
+    def _replayed(self, events: Sequence[Envelope], cause: Exception) -> list[Appended] | None:
+        """Where the events stand if all of them are in the log, to the byte; None if none is.
 
-    def _is_same_kind(self, event: Envelope, index: int) -> bool:
-        """Whether the stored event is by the same actor and of the same type: only then may a
-        sender take the refusal of a repetition for success."""
-        for stored in self.recorder.select_notifications(start=index + 1, limit=1):
-            before = decode_envelope(stored.state)
-            return (before.actor, before.type) == (event.actor, event.type)
-        return False
+        Raises Conflict when some are, or when an id belongs to other bytes. `replayed` in its
+        detail names the first event of the same actor and type: only then may a sender take the
+        refusal of a repetition, signed anew, for success.
+        """
+        entries = [self._entry_of(str(event.id)) for event in events]
+        found = [(event, entry) for event, entry in zip(events, entries, strict=True) if entry]
+        for event, entry in found:
+            stored = decode_entry(entry, verify=False)
+            before = stored.envelope
+            if (before.actor, before.type) != (event.actor, event.type):
+                raise Conflict(
+                    f"the id {event.id} is that of another event, at index {stored.index}: "
+                    "choose another",
+                    index=stored.index,
+                ) from cause
+            if len(found) < len(events) or before.raw != event.raw:
+                raise Conflict(
+                    f"event {event.id} is recorded already, at index {stored.index}"
+                    + _among(found, events),
+                    replayed=str(event.id),
+                    index=stored.index,
+                ) from cause
+        return [_appended(entry, event, replayed=True) for event, entry in found] or None
+
+
+def _among(found: Sequence[tuple[Envelope, bytes]], events: Sequence[Envelope]) -> str:
+    """Which events of a batch are in the log, where it says more than the first one's id."""
+    if len(events) == 1:
+        return ""
+    places = {event.id: n for n, event in enumerate(events, 1)}
+    named = ", ".join(str(places[event.id]) for event, _ in found[:MAX_NAMED])
+    more = ", ..." if len(found) > MAX_NAMED else ""
+    return f"; of these {len(events)} events, the log has number {named}{more}: leave them out"
+
+
+def _appended(entry: bytes, event: Envelope, *, replayed: bool = False) -> Appended:
+    return Appended(
+        index=int.from_bytes(entry[:8], "big"),
+        recorded_at=int.from_bytes(entry[8:16], "big"),
+        leaf_hash=leaf_hash(entry),
+        envelope=event,
+        replayed=replayed,
+    )
 
 
 class _World:

@@ -129,6 +129,19 @@ class PostgresEntryLog:
                 return None  # not a UUID: no event has that id
         return None if row is None else int(row[0])
 
+    def entry_of(self, event_id: str) -> bytes | None:
+        with lend(self._pool) as connection:
+            try:
+                row = connection.execute(
+                    "SELECT notification_id, recorded_at, state FROM stored_events"
+                    " WHERE event_id = %s::uuid",
+                    [event_id],
+                    binary=True,
+                ).fetchone()
+            except psycopg.DataError:
+                return None  # not a UUID: no event has that id
+        return None if row is None else encode_entry(row[0] - 1, row[1], row[2])
+
     def wait(self, size: int, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
         now = self.size()

@@ -1,5 +1,7 @@
 """What may happen next: each rule of the aggregates once kept and once broken."""
 
+import json
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +11,7 @@ from ledger.aggregates.application import Ledger
 from ledger.aggregates.governance import Governance
 from ledger.aggregates.inferences import Account, chain_event_id, fee_event_id
 from ledger.aggregates.runs import Run
-from ledger.domain.envelope import MAX_ENVELOPE_BYTES, sign_event
+from ledger.domain.envelope import MAX_ENVELOPE_BYTES, encode_entry, leaf_hash, sign_event
 from ledger.domain.ids import sender_id
 from ledger.errors import Conflict, Forbidden, InvalidEvent, NotFound, PaymentRequired, TooLarge
 from tests.actors import (
@@ -137,17 +139,48 @@ def test_nothing_happens_before_the_operator_opens_the_ledger() -> None:
         world.do(OPERATOR, "ledger.opened", {"name": "again"})
 
 
-def test_indexes_are_dense_and_replays_are_refused(world: MemoryLedger) -> None:
+def test_indexes_are_dense_and_a_repetition_signed_anew_is_refused(world: MemoryLedger) -> None:
     raw = ANN.sign("identity.registered", {"name": "again"})
     with pytest.raises(Conflict):
         world.append(raw)
+    stranger, id = Actor(99), uuid4()
+    appended = world.do(stranger, "identity.registered", {"name": "new"}, id=id)
+    assert (appended.index, appended.replayed) == (7, False)
+    again = stranger.sign("identity.registered", {"name": "new"}, id=id, at=NOW + 1)
+    with pytest.raises(Conflict, match="recorded already, at index 7") as caught:
+        world.append(again)
+    assert caught.value.detail == {"index": 7, "replayed": str(id)}
+
+
+def test_the_same_bytes_are_stored_once_and_answered_alike(world: MemoryLedger) -> None:
     stranger = Actor(99)
     raw = stranger.sign("identity.registered", {"name": "new"})
-    appended = world.append(raw)
-    assert appended.index == 7
-    with pytest.raises(Conflict, match="recorded already, at index 7") as caught:
-        world.append(raw)
-    assert caught.value.detail["index"] == 7
+    first, second = world.append(raw), world.append(raw)
+    assert (first.replayed, second.replayed) == (False, True)
+    assert second == replace(first, replayed=True)
+    assert first.leaf_hash == leaf_hash(encode_entry(7, first.recorded_at, raw))
+    assert world.do(ANN, "identity.evm_bound", {"address": ADDRESS, "signature": "0x"}).index == 8
+
+
+def test_a_repetition_is_one_whatever_has_changed_since(world: MemoryLedger) -> None:
+    """Neither a lost role nor a clock set back makes a stored event unknown."""
+    world.do(OPERATOR, "role.granted", {"member": BEN.id, "role": "governance"})
+    raw = BEN.sign("role.granted", {"member": EVE.id, "role": "worker"}, at=NOW + 200_000_000)
+    stored = world.append(raw)
+    world.do(OPERATOR, "role.revoked", {"member": BEN.id, "role": "governance"})
+    world.ledger._clock = lambda: NOW - 400_000_000
+    assert world.append(raw) == replace(stored, replayed=True)
+
+
+def test_a_batch_is_repeated_as_a_whole_or_refused(world: MemoryLedger) -> None:
+    raws = [Actor(n).sign("identity.registered", {"name": "x"}) for n in range(90, 94)]
+    stored = world.append_all(raws[:3])
+    assert world.append_all(raws[:3]) == [replace(one, replayed=True) for one in stored]
+    with pytest.raises(Conflict, match=r"of these 3 events, the log has number 2, 3") as caught:
+        world.append_all([raws[3], raws[0], raws[2]])
+    first = json.loads(raws[0])["id"]
+    assert caught.value.detail == {"index": stored[0].index, "replayed": first}
+    assert world.append(raws[3]).index == stored[2].index + 1, "nothing of the batch was stored"
 
 
 @pytest.mark.parametrize(
@@ -296,8 +329,9 @@ def test_nobody_takes_an_id_that_the_ledger_will_need(world: MemoryLedger) -> No
         world.do(stranger, "identity.registered", {"name": "squatter"}, id=wanted)
     own = sender_id("mine", 1)
     appended = world.do(stranger, "identity.registered", {"name": "honest"}, id=own)
+    again = stranger.sign("identity.registered", {"name": "honest"}, id=own, at=NOW + 1)
     with pytest.raises(Conflict, match="recorded already") as caught:
-        world.do(stranger, "identity.registered", {"name": "honest"}, id=own)
+        world.append(again)
     assert caught.value.detail["replayed"] == str(own)
     with pytest.raises(Conflict, match=f"another event, at index {appended.index}") as caught:
         world.do(BEN, "identity.registered", {"name": "x"}, id=own)
@@ -321,7 +355,7 @@ def test_an_answer_that_costs_nothing_needs_no_deposit(world: MemoryLedger) -> N
 def test_an_upper_case_origin_is_a_ledger_too() -> None:
     keeper = Actor(1, log="Example.ORG/Log")
     ledger = Ledger(
-        log="Example.ORG/Log", operator=keeper.id, clock=lambda: NOW, index_of=lambda event: None
+        log="Example.ORG/Log", operator=keeper.id, clock=lambda: NOW, entry_of=lambda event: None
     )
     ledger.append(keeper.sign("ledger.opened", {"name": "x"}))
     ledger.append(keeper.sign("identity.registered", {"name": "x"}))
