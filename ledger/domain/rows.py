@@ -88,5 +88,20 @@ def tree_root(leaves: Sequence[bytes]) -> bytes:
     return level[0]
 
 
+def tree_path(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The hashes that lead from leaf `index` to `tree_root`, its sibling first (RFC 9162 section
+    2.1.3.1). Raises IndexError beyond the leaves."""
+    if not 0 <= index < len(leaves):
+        raise IndexError(f"leaf {index} of {len(leaves)}")
+    level, path = list(leaves), []
+    while len(level) > 1:
+        if index ^ 1 < len(level):  # the odd last node of a level has no sibling: it is carried up
+            path.append(level[index ^ 1])
+        paired = [node_hash(level[n], level[n + 1]) for n in range(0, len(level) - 1, 2)]
+        level = paired + ([level[-1]] if len(level) % 2 else [])
+        index >>= 1
+    return path
+
+
 def rows_root(rows: Sequence[DataRow]) -> bytes:
     return tree_root([row.hash for row in rows])

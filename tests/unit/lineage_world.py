@@ -12,6 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from nacl.signing import SigningKey
 
+from ledger.chain.payouts import PayoutTree, build_payout_tree
 from ledger.domain.canonical import canonical_json
 from ledger.domain.envelope import sign_event
 from ledger.domain.fees import fee_wei
@@ -31,6 +32,9 @@ BASE, CONFIG, ADAPTER, INDEX = ("01" * 32, "02" * 32, "03" * 32, "04" * 32)
 LICENCE = "CC-BY-4.0"
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+# Of those who earn something: ann and ben contributed, dev owns the adapter.
+ADDRESSES = {"ann": "0x" + "a1" * 20, "ben": "0x" + "b2" * 20, "dev": "0x" + "d3" * 20}
 
 
 def name(what: str) -> str:
@@ -215,3 +219,68 @@ def story(manifest_sha256: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
         },
     )  # fmt: skip
     return told
+
+
+def settled(world: World) -> tuple[PayoutTree, PayoutTree]:
+    """Go on from `story`: addresses, a period with payouts that ann claims, a second answer of
+    which ann gets all that is attributed, a second period; the two payout trees. Amounts follow
+    from the events, and are written out here by hand."""
+    for who, address in ADDRESSES.items():
+        # As a wallet writes it: letter case is the checksum, and means nothing to the ledger.
+        body = {"address": "0x" + address[2:].upper(), "signature": "0x" + "00" * 65}
+        world.add(who, "identity.evm_bound", body, label=f"bound {who}")
+    trees = []
+    claimed_wei = 0
+    for period, due in (
+        (1, {"ann": 48, "ben": 24, "dev": 20}),
+        (2, {"ann": 88, "ben": 24, "dev": 40}),
+    ):
+        if period == 2:
+            _answer_again(world)
+        tree = build_payout_tree({ADDRESSES[who]: wei for who, wei in due.items()})
+        _pay(world, period, tree)
+        tree_wei = tree.amount(ADDRESSES["ann"])
+        claim = {
+            "address": ADDRESSES["ann"], "amount_wei": str(tree_wei - claimed_wei),
+            "cumulative_wei": str(tree_wei), **on_chain(f"claim {period}"), "log_index": 0,
+        }  # fmt: skip
+        world.add("operator", "payout.claimed", claim, label=f"payout.claimed {period}")
+        claimed_wei = tree_wei
+        trees.append(tree)
+    return trees[0], trees[1]
+
+
+def on_chain(what: str) -> dict[str, Any]:
+    return {
+        "chain_id": 31337,
+        "contract": "0x" + "12" * 20,
+        "tx_hash": "0x" + sha256(what.encode()).hexdigest(),
+        "block_number": 7,
+    }
+
+
+def _answer_again(world: World) -> None:
+    """The story's answer once more, as inference "again", attributed to ann and nobody."""
+    told = story("00" * 32)
+    for label in ("inference.recorded", "fee.charged", "attribution.recorded"):
+        who, type, body = told[label]
+        body = {**body, "inference": name("again")}
+        if label == "attribution.recorded":
+            body["shares"] = [{"contributor": actor("ann"), "ppm": 500_000}]
+            body["unattributed_ppm"] = 500_000
+        world.add(who, type, body, label=f"{label} again")
+
+
+def _pay(world: World, period: int, tree: PayoutTree) -> None:
+    root = "0x" + tree.root.hex()
+    closed = {
+        "period": period, "log_size": world.log.size(), "root": root, "total_wei": str(tree.total),
+        "accounts": len(tree.amounts), "tree_sha256": H,
+    }  # fmt: skip
+    for type, body in (
+        ("period.cutoff", {"period": period}),
+        ("period.closed", closed),
+        ("payout.proposed", {"period": period, "root": root, **on_chain(f"propose {period}")}),
+        ("payout.activated", {"period": period, "root": root, **on_chain(f"activate {period}")}),
+    ):
+        world.add("operator", type, body, label=f"{type} {period}")
