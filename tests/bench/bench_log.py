@@ -173,8 +173,8 @@ def bench_cold_proofs(size: int, root: bytes, tiles: Tiles) -> None:
 
 def explain_cold_proofs() -> None:
     print(
-        "   bound: the path to a leaf needs about 560 of the tree's hashes made again from its\n"
-        f"   tiles, {560_000 / node_hashes_per_second():.2f} ms of SHA-256, and one round trip "
+        "   bound: the path to a leaf needs about 630 of the tree's hashes made again from its\n"
+        f"   tiles, {630_000 / node_hashes_per_second():.2f} ms of SHA-256, and one round trip "
         "to PostgreSQL\n"
         "   files not cached: PostgreSQL's files were dropped from the system's page cache\n"
         "   (posix_fadvise) while it was stopped; otherwise reads that miss its own cache end there"
