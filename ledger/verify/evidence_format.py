@@ -50,8 +50,7 @@ SHAPES: Mapping[str, tuple[frozenset[str], ...]] = {
     "misplaced-entry": (frozenset({"entry", "proof"}),),
     "broken-receipt": (
         frozenset({"receipt", "leaf", "proof"}),
-        frozenset({"receipt", "checkpoint", "witness"}),
-        frozenset({"receipt", "checkpoint"}),
+        frozenset({"receipt", "checkpoint", "policy"}),
     ),
     "anchor-mismatch": (
         frozenset({"checkpoint", "anchor", "nodes"}),
