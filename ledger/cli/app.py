@@ -23,6 +23,7 @@ from ledger.cli import (
     projections,
     runs,
     service,
+    witness,
 )
 from ledger.cli.context import err
 from ledger.errors import LedgerError
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for module in (
     keys, identities, datanets, contributions, runs, adapters, accounts, periods, log, projections,
+    witness,
 ):  # fmt: skip
     app.add_typer(module.app)
 service.register(app)

@@ -28,19 +28,20 @@ from nacl.signing import SigningKey
 
 from ledger.errors import ConfigError, Inconsistent, StorageError, VerificationError
 from ledger.files import write_durably
+from ledger.log.keyfile import ensure_signer_key
 from ledger.ports import StoredCheckpoint
 from ledger.verify.checkpoint import Checkpoint, format_checkpoint, open_checkpoint
 from ledger.verify.merkle import verify_consistency
 from ledger.verify.note import (
     VerifierKey,
     format_note,
-    format_skey,
     format_vkey,
-    parse_skey,
     sign_text,
     valid_name,
     vkey_of,
 )
+from ledger.verify.receipt import CONTEXT as RECEIPT_CONTEXT
+from ledger.verify.receipt import FORMAT as RECEIPT_FORMAT
 
 STATE_FORMAT = "tributary/signer-state/v1"
 ProveFrom = Callable[[int], Sequence[bytes]]
@@ -56,7 +57,8 @@ class SignedTree:
 
 
 class LogSigner:
-    """One log's Ed25519 key. Not thread-safe: one sequencer uses it."""
+    """One log's Ed25519 key. Not thread-safe: one sequencer uses it. `sign_receipt` alone keeps no
+    state, any thread may call it."""
 
     def __init__(self, *, origin: str, key: SigningKey, state_path: Path) -> None:
         assert valid_name(origin)
@@ -73,7 +75,9 @@ class LogSigner:
         """
         if not valid_name(origin):
             raise ConfigError(f"the origin {origin!r} must have no spaces and no plus sign")
-        key = _read_key(origin, key_path) if key_path.exists() else _create_key(origin, key_path)
+        if origin == RECEIPT_FORMAT:
+            raise ConfigError(f"the origin must not be {RECEIPT_FORMAT}: receipts start with it")
+        _, key = ensure_signer_key(key_path, name=origin, default=origin)
         return cls(origin=origin, key=key, state_path=state_path)
 
     @property
@@ -121,6 +125,16 @@ class LogSigner:
         text = format_checkpoint(Checkpoint(origin=self.origin, size=tree.size, root=tree.root))
         return format_note(text, [sign_text(text, self.origin, self._key)])
 
+    def sign_receipt(self, promise: bytes) -> bytes:
+        """The signature over a receipt's promise (canonical JSON), behind the receipts' context.
+
+        The same key signs checkpoints, so no message may ever pass for one of the other kind: a
+        checkpoint starts with the origin's line, a receipt's message with the line RECEIPT_FORMAT,
+        and `open` refuses the one origin that would make those equal. A promise without the log's
+        memory is harmless: what it says is checked against checkpoints, not the other way round.
+        """
+        return self._key.sign(RECEIPT_CONTEXT + promise).signature
+
     def _own(self, published: StoredCheckpoint) -> SignedTree:
         """What the stored note says, signature checked: the store's columns are not signed."""
         head = open_checkpoint(published.note, self.vkey).checkpoint
@@ -157,24 +171,6 @@ class LogSigner:
             "root": tree.root.hex(),
         }
         _write_durably(self._state_path, json.dumps(state).encode() + b"\n")
-
-
-def _read_key(origin: str, path: Path) -> SigningKey:
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path} holds the log's secret key and others may read it: chmod 600")
-    try:
-        name, key = parse_skey(path.read_text("utf-8").strip())
-    except (VerificationError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} holds no signer key: {error}") from error
-    if name != origin:
-        raise ConfigError(f"{path} holds the key of {name}, this log is {origin}")
-    return key
-
-
-def _create_key(origin: str, path: Path) -> SigningKey:
-    key = SigningKey.generate()
-    _write_durably(path, format_skey(origin, key).encode() + b"\n")
-    return key
 
 
 def _write_durably(path: Path, data: bytes) -> None:
