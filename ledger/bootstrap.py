@@ -27,6 +27,7 @@ from ledger.errors import Conflict, InvalidEvent, LedgerError, NotFound
 from ledger.log.appender import GroupCommit
 from ledger.log.bundle import Anchored, Bundler, ScannedIndex
 from ledger.log.prover import Prover
+from ledger.log.receipts import Promises, ReceiptIssuer
 from ledger.log.serving import LogFiles
 from ledger.log.signer import LogSigner
 from ledger.ports import BlobStore, Credentials, EntryLog, ServingEngine, TileStore
@@ -37,6 +38,7 @@ from ledger.store.postgres import Pool, PostgresEntryLog, connect
 from ledger.store.recorder import GapFreeFactory, system_clock
 from ledger.store.rows import PgRowStore
 from ledger.store.tiles import PostgresTileStore
+from ledger.verify.receipt import EvmSignature, Promise, Receipt
 from projections.queries import Queries
 from projections.registry import TABLES
 from projections.runner import Runner
@@ -160,6 +162,57 @@ def log_signer(settings: Settings) -> LogSigner:
     )
 
 
+# --- receipts ---------------------------------------------------------------------------------
+
+
+def receipt_issuer(settings: Settings, signer: LogSigner, tiles: TileStore) -> ReceiptIssuer:
+    """Promises under the log's key and, where contracts are deployed, under the chain key."""
+    return ReceiptIssuer(
+        origin=settings.log_origin,
+        sign=signer.sign_receipt,
+        promises=Promises.open(
+            settings.root / "log" / "promises.json", settings.inclusion_promise_s, system_clock()
+        ),
+        evm=_evm_receipts(settings),
+        signed_size=signer.floor(tiles.latest()),
+    )
+
+
+def _evm_receipts(settings: Settings) -> Callable[[Promise], EvmSignature] | None:
+    chain, key_file = deployed(settings), chain_key_file(settings)
+    if chain is None or not key_file.exists():
+        return None
+    from ledger.chain.receipts import ReceiptDomain, ReceiptSigner
+
+    domain = ReceiptDomain(chain_id=int(chain["chain_id"]), contract=str(chain["anchor"]))
+    signer = ReceiptSigner(bytes(wallet_of(key_file).key), domain)
+
+    def sign(promise: Promise) -> EvmSignature:
+        return EvmSignature(
+            chain_id=domain.chain_id,
+            contract=domain.contract,
+            signer=signer.address,
+            sig=signer.sign(promise),
+        )
+
+    return sign
+
+
+def check_evm_receipt(receipt: Receipt) -> None:
+    """Raises VerificationError unless the receipt's `evm` was signed by the address it names."""
+    from ledger.chain.receipts import verify_evm_signature
+
+    evm = receipt.evm
+    assert evm is not None
+    verify_evm_signature(
+        receipt.promise,
+        chain_id=evm.chain_id,
+        contract=evm.contract,
+        signer=evm.signer,
+        sig=evm.sig,
+    )
+
+
 # --- gates: facts outside the ledger that an event claims --------------------------------------
 
 
@@ -239,6 +292,7 @@ def _need_blob(blobs: BlobStore, sha256: str, field: str) -> None:
 def api_services(settings: Settings) -> Iterator["Services"]:
     """Everything the HTTP service works with; serving is attached when Ray is reachable."""
     from ledger.api.auth import RateLimit
+    from ledger.api.inclusion import Inclusion
     from ledger.api.services import Services
 
     base = base_model(settings)
@@ -249,6 +303,7 @@ def api_services(settings: Settings) -> Iterator["Services"]:
         ) as ledger,
     ):
         signer = log_signer(settings)
+        prover = Prover(box.tiles)
         bundler = Bundler(
             log=box.entries,
             tiles=box.tiles,
@@ -265,7 +320,9 @@ def api_services(settings: Settings) -> Iterator["Services"]:
             credentials=PostgresCredentials(box.pool),
             queries=box.queries,
             log_files=LogFiles(log=box.entries, tiles=box.tiles),
-            prover=Prover(box.tiles),
+            prover=prover,
+            receipts=receipt_issuer(settings, signer, box.tiles),
+            inclusion=Inclusion(box.tiles, prover),
             bundle=_bundles(box, bundler),
             payout_claim=payout_claim,
             vkey=signer.vkey_text,

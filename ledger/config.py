@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Port = 8420
 
+    inclusion_promise_s: int = Field(60, ge=1, le=86_400)
+
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     blob_url: str | None = None
 

@@ -15,6 +15,7 @@
      |    |__ StorageError     PostgreSQL or the blob store
      |    |__ ChainError       the EVM node or a contract
      |    |__ ComputeError     Ray, training or serving
+     |    |__ NotYetIncluded   stored, but not in a checkpoint in time
      |__ ConfigError           a setting is wrong                           500, exit 8
      |__ VerificationError     their data is wrong                          422, exit 1
           |__ MalformedProof   cannot be parsed as what it claims to be
@@ -124,6 +125,13 @@ class ComputeError(Unavailable):
     """Ray, training or serving failed."""
 
     title = "Compute unavailable"
+
+
+class NotYetIncluded(Unavailable):
+    """The event is stored, and no checkpoint covered it while its sender waited. Ask for the proof
+    later; do not send another event in its place."""
+
+    title = "Stored, not yet included"
 
 
 class ConfigError(LedgerError):

@@ -12,10 +12,12 @@ from nacl.signing import SigningKey
 from ledger.aggregates.application import Ledger
 from ledger.aggregates.governance import Governance
 from ledger.aggregates.inferences import Account
+from ledger.api.inclusion import Inclusion
 from ledger.config import Settings
 from ledger.domain.envelope import sign_event
 from ledger.errors import ComputeError, NotFound, PaymentRequired
 from ledger.log.prover import Prover
+from ledger.log.receipts import ReceiptIssuer
 from ledger.log.serving import LogFiles
 from ledger.ports import (
     BlobStore,
@@ -96,6 +98,8 @@ class Services:
     queries: Queries
     log_files: LogFiles
     prover: Prover
+    receipts: ReceiptIssuer
+    inclusion: Inclusion
     bundle: Callable[[int], bytes]
     payout_claim: Callable[[dict[str, Any], str], dict[str, Any]]
     vkey: str

@@ -40,7 +40,15 @@ class Prover:
 
     def tlog_proof(self, index: int, checkpoint: StoredCheckpoint) -> bytes:
         """A `.tlog-proof` file (c2sp.org/tlog-proof@v1) of one entry under that checkpoint."""
-        proof = self.inclusion(index, checkpoint.size)
-        return format_tlog_proof(
-            TlogProof(index=index, proof=tuple(proof), checkpoint=checkpoint.note)
-        )
+        return self.tlog_proofs([index], checkpoint)[index]
+
+    def tlog_proofs(
+        self, indexes: Sequence[int], checkpoint: StoredCheckpoint
+    ) -> Mapping[int, bytes]:
+        """The same for many entries; tiles that they share are read once."""
+        return {
+            index: format_tlog_proof(
+                TlogProof(index=index, proof=tuple(proof), checkpoint=checkpoint.note)
+            )
+            for index, proof in self.inclusions(indexes, checkpoint.size).items()
+        }

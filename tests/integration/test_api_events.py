@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -199,11 +199,20 @@ def test_a_refused_event_says_why_and_leaves_no_trace(api: Service, name: str) -
     assert api.size == before
 
 
-def test_a_replay_is_refused_with_the_index_that_it_has(api: Service) -> None:
+def test_the_same_bytes_again_get_the_same_answer_and_the_same_id_in_others_is_refused(
+    api: Service,
+) -> None:
     raw = signed()
+    id = UUID(json.loads(raw)["id"])
+    owner = key_of("owner")
+    other = sign_event(owner, type="datanet.created", log=LOG, body=net(), id=id, at=now_us())
     with api.http() as http:
-        index = http.post("/v1/events", content=raw).json()["index"]
-        found = problem(http.post("/v1/events", content=raw), 409, "conflict")
+        first = http.post("/v1/events", content=raw)
+        again = http.post("/v1/events", content=raw)
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert first.json() == again.json()
+        index = first.json()["index"]
+        found = problem(http.post("/v1/events", content=other), 409, "conflict")
     assert found["extra"]["index"] == index
     assert api.size == index + 1
 
@@ -214,12 +223,14 @@ def test_a_receipt_says_where_the_event_stands(api: Service) -> None:
         receipt = http.post("/v1/events", content=raw)
         assert receipt.status_code == 201
         found = receipt.json()
+        promise = found.pop("receipt")
         assert http.get(f"/v1/events/{found['index']}").json() == found
         assert http.get(f"/v1/events/{found['event']}").json() == found
     [entry] = api.services.entries.entries(found["index"], found["index"] + 1)
     assert entry[16:] == raw
     assert found["leaf_hash"] == leaf_hash(entry).hex()
     assert found["body"] == json.loads(raw)["body"]
+    assert promise["leaf_hashes"] == [found["leaf_hash"]]
 
 
 def test_a_body_is_bounded_while_it_is_read(api: Service) -> None:
@@ -250,7 +261,7 @@ def test_a_batch_is_stored_together_or_not_at_all(api: Service) -> None:
         assert 400 <= http.post("/v1/events/batch", content=twice).status_code < 500
         assert api.size == before
         stored = http.post("/v1/events/batch", content=b"\n".join(good))
-        assert stored.json() == {"indexes": [before, before + 1, before + 2]}
+        assert stored.json()["indexes"] == [before, before + 1, before + 2]
         many = b"\n".join([good[0]] * 501)
         assert "500" in problem(http.post("/v1/events/batch", content=many), 400)["detail"]
         problem(http.post("/v1/events/batch", content=b"\n\n"), 400)

@@ -2,33 +2,106 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
+from ledger.aggregates.application import Appended
 from ledger.api.auth import Anyone, Box, Caller, address_of
 from ledger.api.raw import ENVELOPE, ENVELOPES, LOGIN, BatchBytes, EnvelopeBytes, LoginBytes
 from ledger.api.services import Services
 from ledger.domain.envelope import decode_entry, leaf_hash
 from ledger.domain.events import MAX_INTEGER
 from ledger.domain.login import verify_login
-from ledger.errors import InvalidEvent, NotFound
+from ledger.errors import InvalidEvent, NotFound, NotYetIncluded
 
 router = APIRouter(tags=["events"])
 
+Wait = Annotated[
+    Literal["included"] | None,
+    Query(description="`included`: answer when a checkpoint covers the event"),
+]
+REPEATED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "These very bytes were recorded before: the same answer again"}
+}
 READ_SPAN = 256
 """Entries read in one go where only some of them are wanted."""
 
 
 @router.post(
-    "/v1/events", status_code=201, summary="Append one signed event", openapi_extra=ENVELOPE
+    "/v1/events",
+    status_code=201,
+    summary="Append one signed event",
+    openapi_extra=ENVELOPE,
+    responses=REPEATED,
 )
-def append(raw: EnvelopeBytes, who: Anyone, box: Box) -> dict[str, Any]:
+async def append(
+    raw: EnvelopeBytes, response: Response, who: Anyone, box: Box, wait: Wait = None
+) -> dict[str, Any]:
     """The body is the envelope, canonical JSON to the byte (docs/FORMATS.md). The signature is the
-    authentication. Answers with the leaf index; the next checkpoint includes it."""
-    appended = box.ledger.append(raw)
-    return describe(box, appended.index)
+    authentication. Answers with the leaf index and a signed receipt; 201, or 200 where these very
+    bytes were recorded before. With `wait=included` it answers when a checkpoint covers the event,
+    with the proof."""
+    if wait:
+        box.inclusion.check_room()
+    answer, replayed = await run_in_threadpool(_append, box, raw)
+    if replayed:
+        response.status_code = 200
+    if wait:
+        proof = await box.inclusion.proof_of(answer["index"])
+        if proof is None:
+            raise _not_yet(box, answer)
+        answer["proof"] = proof.decode()
+    return answer
+
+
+def _append(box: Services, raw: bytes) -> tuple[dict[str, Any], bool]:
+    one = box.ledger.append(raw)
+    event = one.envelope
+    answer = {
+        "index": one.index,
+        "recorded_at": one.recorded_at,
+        "leaf_hash": one.leaf_hash.hex(),
+        "event": str(event.id),
+        "type": event.type,
+        "actor": event.actor,
+        "at": event.at,
+        "body": dict(event.body),
+        "receipt": _receipt(box, [one]),
+    }
+    return answer, one.replayed
+
+
+def _receipt(box: Services, appended: Sequence[Appended]) -> dict[str, Any] | None:
+    """One receipt for what was stored together. A repeated batch may have been stored in pieces:
+    then there is no such receipt, and each event's own is at /v1/receipts."""
+    first = appended[0]
+    together = all(
+        (one.index, one.recorded_at) == (first.index + n, first.recorded_at)
+        for n, one in enumerate(appended)
+    )
+    if not together:
+        return None
+    return box.receipts.issue(
+        first_index=first.index,
+        leaf_hashes=[one.leaf_hash for one in appended],
+        recorded_at=first.recorded_at,
+        fresh=not first.replayed,
+    )
+
+
+def _not_yet(box: Services, answer: dict[str, Any]) -> NotYetIncluded:
+    index, event = answer["index"], answer["event"]
+    return NotYetIncluded(
+        f"event {event} is stored at index {index}, but no checkpoint covered it within "
+        f"{box.inclusion.max_wait_s:g} s. Keep the receipt; GET /log/proof/{event} has the proof "
+        "once there is one",
+        index=index,
+        event=event,
+        receipt=answer["receipt"],
+    )
 
 
 @router.post(
@@ -36,14 +109,32 @@ def append(raw: EnvelopeBytes, who: Anyone, box: Box) -> dict[str, Any]:
     status_code=201,
     summary="Append events, all or none",
     openapi_extra=ENVELOPES,
+    responses=REPEATED,
 )
-def append_batch(raw: BatchBytes, request: Request, who: Anyone, box: Box) -> dict[str, Any]:
-    """One envelope a line. They are stored together, in this order, or not at all. Counts as that
-    many requests."""
+def append_batch(
+    raw: BatchBytes, request: Request, response: Response, who: Anyone, box: Box
+) -> dict[str, Any]:
+    """One envelope a line. They are stored together, in this order, or not at all, and have one
+    receipt. Counts as that many requests."""
     lines = [line for line in raw.split(b"\n") if line]
     box.rate_limit.hit(who or address_of(request), cost=max(1, len(lines)))
     appended = box.ledger.append_all(lines)
-    return {"indexes": [one.index for one in appended]}
+    if appended[0].replayed:
+        response.status_code = 200
+    return {"indexes": [one.index for one in appended], "receipt": _receipt(box, appended)}
+
+
+@router.get("/v1/receipts/{event}", summary="The receipt of a recorded event, again")
+def receipt(event: str, who: Anyone, box: Box) -> dict[str, Any]:
+    """By id or leaf index. The same bytes as the first time, for an event that was appended alone;
+    one of a batch gets a receipt of its own with the same promise."""
+    index = index_of(box, event)
+    entry = _entry(box, index)
+    return box.receipts.issue(
+        first_index=index,
+        leaf_hashes=[leaf_hash(entry)],
+        recorded_at=decode_entry(entry, verify=False).recorded_at,
+    )
 
 
 @router.get("/v1/events/{event}", summary="An event by id or leaf index")
@@ -102,10 +193,14 @@ def index_of(box: Services, text: str) -> int:
 
 
 def describe(box: Services, index: int) -> dict[str, Any]:
+    return _view(_entry(box, index))
+
+
+def _entry(box: Services, index: int) -> bytes:
     entries = box.entries.entries(index, index + 1)
     if not entries:
         raise NotFound(f"no entry {index} yet")
-    return _view(entries[0])
+    return entries[0]
 
 
 def describe_all(box: Services, indexes: Sequence[int]) -> list[dict[str, Any]]:
