@@ -98,14 +98,16 @@ def _respond(request: Request, error: Exception) -> Response:
 
 
 def _headers(error: Exception) -> dict[str, str]:
+    # A cache may keep a plain 404 for a while: the tile that is not there yet is there in a second.
+    kept = {"cache-control": "no-store"}
     match error:
         case Backpressure():
-            return {"retry-after": str(error.retry_after_s)}
+            return {**kept, "retry-after": str(error.retry_after_s)}
         case Unauthenticated():
-            return {"www-authenticate": "Bearer"}
+            return {**kept, "www-authenticate": "Bearer"}
         case HTTPException(headers=headers):
-            return dict(headers or {})
-    return {}
+            return {**kept, **(headers or {})}
+    return kept
 
 
 def _invalid_request(error: RequestValidationError) -> Document:
