@@ -93,10 +93,10 @@ def test_what_is_beyond_the_checkpoint_or_spelt_otherwise_is_not_there(
     assert 0 < last < 255
     for path in (
         f"tile/0/003.p/{last + 1}", f"tile/entries/003.p/{last + 1}", "tile/0/003",
-        "tile/0/004.p/1", "tile/entries/003", "tile/1/000.p/4", "tile/1/000", "tile/2/000.p/1", "tile/0/000.p/0",
-        "tile/0/000.p/256", "tile/0/000.p/01", "tile/0/000.p/", "tile/0/000.p", "tile/0/x000/000",
-        "tile/0/0000", "tile/entries/x000/000", "tile/8/0/000", "tile/8/data/000", "tile/64/000",
-        "tile/00/000", "Checkpoint", "checkpoint.1",
+        "tile/0/004.p/1", "tile/entries/003", "tile/1/000.p/4", "tile/1/000", "tile/2/000.p/1",
+        "tile/0/000.p/0", "tile/0/000.p/256", "tile/0/000.p/01", "tile/0/000.p/", "tile/0/000.p",
+        "tile/0/x000/000", "tile/0/0000", "tile/entries/x000/000", "tile/8/0/000",
+        "tile/8/data/000", "tile/64/000", "tile/00/000", "Checkpoint", "checkpoint.1",
     ):  # fmt: skip
         found = http.get(f"/log/{path}")
         problem(found, 404, "not-found")
