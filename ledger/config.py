@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     ray_cpus: int = Field(default_factory=lambda: max(2, os.cpu_count() or 2), ge=1)
     base_model: str | None = None
 
+    witness_policy: Path | None = None
+    witness_required: bool = False
+    witness_timeout_s: float = Field(2.0, gt=0, le=60)
+
     max_body_bytes: int = Field(64 * 2**20, ge=1_024)
     max_tokens_per_answer: int = Field(256, ge=1)
     requests_per_minute: int = Field(6_000, ge=1)

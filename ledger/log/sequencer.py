@@ -6,8 +6,14 @@ One step, and what a crash at each point leaves:
 2. read leaf hashes in batches, grow the tree in memory (nothing written)
 3. sign: the signer's memory is written, then the note is made. The memory is ahead of the store;
    the next step integrates at least that far, so the signer sees its tree extended.
-4. publish tiles and checkpoint in one transaction. Lost: as after 3. Kept though reported failed:
+4. show it to the witnesses, if a policy names some: their memories are ahead of the store like the
+   signer's, and the next step shows them a tree that extends what they saw. Without a quorum that
+   is required the step ends here, and is tried again: appends go on, checkpoints do not.
+5. publish tiles and checkpoint in one transaction. Lost: as after 4. Kept though reported failed:
    the next step starts from the newer checkpoint that it reads in 1.
+
+While nothing grows, the newest checkpoint is shown to witnesses that were away, and published again
+with their lines added.
 
 So there is no recovery code: every step is the recovery of the one before. Two sequencers are kept
 apart by `TileStore.sequencer_lock`; should a lock be lost without notice, `publish` refuses the
@@ -16,11 +22,13 @@ second of them (Conflict), and it starts again from what the first has published
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from threading import Event
 
 from ledger.errors import Conflict, Inconsistent, StorageError, Unavailable, VerificationError
 from ledger.log import tree
-from ledger.log.signer import LogSigner, SignedTree
+from ledger.log.cosign import Cosigners
+from ledger.log.signer import LogSigner, ProveFrom, SignedTree
 from ledger.ports import Clock, EntryLog, StoredCheckpoint, TileStore
 
 BATCH_LEAVES = 16_384
@@ -41,11 +49,20 @@ logger = logging.getLogger(__name__)
 class Sequencer:
     """The one writer of tiles and checkpoints. `failure` says why it stopped for good, if so."""
 
-    def __init__(self, *, log: EntryLog, tiles: TileStore, signer: LogSigner, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        log: EntryLog,
+        tiles: TileStore,
+        signer: LogSigner,
+        clock: Clock,
+        cosigners: Cosigners | None = None,
+    ) -> None:
         self._log = log
         self._tiles = tiles
         self._signer = signer
         self._clock = clock
+        self._cosigners = cosigners
         self.failure: VerificationError | None = None
 
     def run(self, stop: Event) -> None:
@@ -72,7 +89,7 @@ class Sequencer:
         while not stop.is_set():
             checkpoint = self.step()
             if checkpoint is None:
-                published = self._tiles.latest()
+                published = self.complete()
                 self._log.wait(published.size if published else 0, WAIT_S)
             else:
                 stop.wait(MIN_INTERVAL_S)
@@ -81,7 +98,8 @@ class Sequencer:
         """Publish the next checkpoint; None when the newest one covers the log.
 
         The first step of an empty log publishes the empty tree. Raises StorageError when the store
-        fails, Conflict when another sequencer was faster, Inconsistent when the signer refuses.
+        fails, Conflict when another sequencer was faster, Inconsistent when the signer refuses,
+        Unavailable when too few witnesses cosigned.
         """
         # 1. Where we are.
         published = self._tiles.latest()
@@ -98,16 +116,36 @@ class Sequencer:
             size += len(leaves)
         # 3. Sign.
         root = tree.root(size, read)
+        prove_from = _prover(size, read)
         note = self._signer.sign(
-            SignedTree(size=size, root=root),
-            published=published,
-            prove_from=lambda old: tree.range_hashes(tree.consistency_ranges(old, size), read),
+            SignedTree(size=size, root=root), published=published, prove_from=prove_from
         )
-        # 4. Publish.
+        # 4. Witness.
+        if self._cosigners:
+            note = self._cosigners.collect(note, prove_from=prove_from)
+        # 5. Publish.
         checkpoint = StoredCheckpoint(size=size, root=root, note=note, signed_at=self._clock())
         self._tiles.publish(staged, checkpoint, expected_size=published.size if published else 0)
         logger.debug("checkpoint published", extra={"size": size, "root": root.hex()})
         return checkpoint
+
+    def complete(self) -> StoredCheckpoint | None:
+        """The newest checkpoint, published again when witnesses that were away now cosigned it.
+
+        Same size, same root, same time: only lines are added. Raises as `step` does.
+        """
+        published = self._tiles.latest()
+        if published is None or self._cosigners is None:
+            return published
+        note = self._cosigners.recosign(
+            published.note, prove_from=_prover(published.size, self._tiles.tiles)
+        )
+        if note is None:
+            return published
+        fuller = replace(published, note=note)
+        self._tiles.publish({}, fuller, expected_size=published.size)
+        logger.info("cosignatures added", extra={"size": published.size})
+        return fuller
 
     def _target(self, size: int, published: StoredCheckpoint | None) -> int:
         """The size to sign: all there is up to a limit, but never below what was signed before."""
@@ -128,6 +166,11 @@ class Sequencer:
                 f"the event store says that it holds entry {start} but gives no leaf hash for it"
             )
         return leaves
+
+
+def _prover(size: int, read: tree.ReadTiles) -> ProveFrom:
+    """Consistency proofs to the tree of `size`; `read` may be called from several threads."""
+    return lambda old: tree.range_hashes(tree.consistency_ranges(old, size), read)
 
 
 def _staged_over(staged: Mapping[tree.TileId, bytes], tiles: TileStore) -> tree.ReadTiles:
