@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,14 +23,24 @@ from ledger.config import Settings
 from ledger.domain.envelope import Envelope
 from ledger.domain.ids import actor_of
 from ledger.domain.rows import decode_rows, rows_root
-from ledger.errors import Conflict, InvalidEvent, LedgerError, NotFound
+from ledger.errors import (
+    ConfigError,
+    Conflict,
+    InvalidEvent,
+    LedgerError,
+    MalformedProof,
+    NotFound,
+)
+from ledger.log.add_checkpoint import MAX_REQUEST_BYTES
 from ledger.log.appender import GroupCommit
 from ledger.log.bundle import Anchored, Bundler, ScannedIndex
+from ledger.log.cosign import Cosigners
 from ledger.log.prover import Prover
 from ledger.log.receipts import Promises, ReceiptIssuer
 from ledger.log.serving import LogFiles
 from ledger.log.signer import LogSigner
 from ledger.ports import BlobStore, Credentials, EntryLog, ServingEngine, TileStore
+from ledger.remote import HttpSource
 from ledger.store.blobs import FsspecBlobStore
 from ledger.store.credentials import PostgresCredentials
 from ledger.store.embedded import EmbeddedPostgres
@@ -38,6 +48,7 @@ from ledger.store.postgres import Pool, PostgresEntryLog, connect
 from ledger.store.recorder import GapFreeFactory, system_clock
 from ledger.store.rows import PgRowStore
 from ledger.store.tiles import PostgresTileStore
+from ledger.verify.policy import Policy, parse_policy
 from ledger.verify.receipt import EvmSignature, Promise, Receipt
 from projections.queries import Queries
 from projections.registry import TABLES
@@ -160,6 +171,44 @@ def log_signer(settings: Settings) -> LogSigner:
         key_path=settings.key_file(LOG_KEY),
         state_path=settings.root / "log" / "signed.json",
     )
+
+
+@contextmanager
+def log_cosigners(settings: Settings) -> Iterator[Cosigners | None]:
+    """The witnesses that TRIBUTARY_WITNESS_POLICY names, or None. Raises ConfigError."""
+    if settings.witness_policy is None:
+        if settings.witness_required:
+            raise ConfigError("TRIBUTARY_WITNESS_REQUIRED needs TRIBUTARY_WITNESS_POLICY")
+        yield None
+        return
+    policy = _witness_policy(settings.witness_policy)
+    with ExitStack() as stack:
+        sources = {
+            url: stack.enter_context(HttpSource(url, timeout_s=settings.witness_timeout_s))
+            for url in {witness.url for witness in policy.witnesses if witness.url}
+        }
+
+        def send(url: str, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+            return sources[url].send(method, path, body, max_bytes=MAX_REQUEST_BYTES)
+
+        yield Cosigners(
+            policy=policy,
+            vkey=log_signer(settings).vkey,
+            send=send,
+            evidence=settings.root / "log" / "evidence",
+            clock=system_clock,
+            timeout_s=settings.witness_timeout_s,
+            required=settings.witness_required,
+        )
+
+
+def _witness_policy(path: Path) -> Policy:
+    try:
+        return parse_policy(path.expanduser().read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read the witness policy {path}: {error.strerror}") from error
+    except MalformedProof as error:
+        raise ConfigError(f"{path}: {error.message}") from error
 
 
 # --- receipts ---------------------------------------------------------------------------------
@@ -301,6 +350,7 @@ def api_services(settings: Settings) -> Iterator["Services"]:
         application(
             box, gates(box.blobs, base["digest"], PostgresCredentials(box.pool), box.queries)
         ) as ledger,
+        log_cosigners(settings) as cosigners,
     ):
         signer = log_signer(settings)
         prover = Prover(box.tiles)
@@ -330,9 +380,10 @@ def api_services(settings: Settings) -> Iterator["Services"]:
             clock=system_clock,
             rate_limit=RateLimit(settings.requests_per_minute),
             info=_info(settings, signer.vkey_text, base),
-            health=lambda: health(box),
+            health=lambda: health(box, cosigners),
             projected=projection_runner(box).position,
             serving=serving_engine(settings),
+            cosigners=cosigners,
         )
 
 
@@ -402,8 +453,9 @@ def deployed(settings: Settings) -> dict[str, Any] | None:
         return None
 
 
-def health(box: Store) -> list[tuple[str, bool, str]]:
-    """(name, ok, detail) for /readyz: the database answers, checkpoints and projections keep up."""
+def health(box: Store, cosigners: Cosigners | None = None) -> list[tuple[str, bool, str]]:
+    """(name, ok, detail) for /readyz: the database answers, checkpoints and projections keep up,
+    and no checkpoint is withheld for want of witnesses."""
     try:
         size = box.entries.size()
         newest = box.tiles.latest()
@@ -415,6 +467,7 @@ def health(box: Store) -> list[tuple[str, bool, str]]:
         ("database", True, f"{size} events"),
         ("checkpoint", newest is not None, f"signed to {signed} of {size}"),
         ("projections", True, f"at {projected} of {size}"),
+        *([("witnesses", *cosigners.health())] if cosigners else []),
     ]
 
 

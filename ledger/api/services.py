@@ -16,6 +16,7 @@ from ledger.api.inclusion import Inclusion
 from ledger.config import Settings
 from ledger.domain.envelope import sign_event
 from ledger.errors import ComputeError, NotFound, PaymentRequired
+from ledger.log.cosign import Cosigners
 from ledger.log.prover import Prover
 from ledger.log.receipts import ReceiptIssuer
 from ledger.log.serving import LogFiles
@@ -110,6 +111,7 @@ class Services:
     health: Callable[[], list[tuple[str, bool, str]]]
     projected: Callable[[], int]
     serving: ServingEngine | None = None
+    cosigners: Cosigners | None = None
     reservations: Reservations = field(default_factory=Reservations)
 
     def has_role(self, actor: str, role: str) -> bool:

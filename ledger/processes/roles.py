@@ -58,6 +58,7 @@ def run_api(settings: Settings, stop: threading.Event) -> None:
             tiles=services.tiles,
             signer=log_signer(settings),
             clock=services.clock,
+            cosigners=services.cosigners,
         )
         thread = threading.Thread(
             target=_sequence, args=(sequencer, stop), name="sequencer", daemon=True
