@@ -7,7 +7,6 @@ built here. The chain and worker rooms are imported inside the functions that ne
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,13 +32,13 @@ from ledger.errors import (
 )
 from ledger.log.add_checkpoint import MAX_REQUEST_BYTES
 from ledger.log.appender import GroupCommit
-from ledger.log.bundle import Anchored, Bundler, ScannedIndex
+from ledger.log.bundle import Anchored, Bundler
 from ledger.log.cosign import Cosigners
 from ledger.log.prover import Prover
 from ledger.log.receipts import Promises, ReceiptIssuer
 from ledger.log.serving import LogFiles
 from ledger.log.signer import LogSigner
-from ledger.ports import BlobStore, Credentials, EntryLog, ServingEngine, TileStore
+from ledger.ports import BlobStore, Credentials, ServingEngine, TileStore
 from ledger.remote import HttpSource
 from ledger.store.blobs import FsspecBlobStore
 from ledger.store.credentials import PostgresCredentials
@@ -50,6 +49,7 @@ from ledger.store.rows import PgRowStore
 from ledger.store.tiles import PostgresTileStore
 from ledger.verify.policy import Policy, parse_policy
 from ledger.verify.receipt import EvmSignature, Promise, Receipt
+from projections.lineage_index import LineageIndex
 from projections.queries import Queries
 from projections.registry import TABLES
 from projections.runner import Runner
@@ -97,7 +97,7 @@ class Store:
     settings: Settings
     url: str
     pool: Pool
-    entries: EntryLog
+    entries: PostgresEntryLog
     tiles: TileStore
     blobs: BlobStore
     queries: Queries
@@ -358,8 +358,9 @@ def api_services(settings: Settings) -> Iterator["Services"]:
             log=box.entries,
             tiles=box.tiles,
             blobs=box.blobs,
-            index=ScannedIndex(box.entries),
+            index=LineageIndex(box.pool),
             vkey=signer.vkey,
+            prove_payout=payout_claim,
         )
         yield Services(
             settings=settings,
@@ -387,16 +388,12 @@ def api_services(settings: Settings) -> Iterator["Services"]:
         )
 
 
-def _bundles(box: Store, bundler: Bundler) -> Callable[[int], bytes]:
+def _bundles(box: Store, bundler: Bundler) -> Callable[..., bytes]:
     """A bundle by leaf index, on the newest anchored checkpoint where there is one."""
-    lock = threading.Lock()  # the bundler's index is one shared dictionary
 
-    def build(index: int) -> bytes:
-        event = box.queries.event(index)
-        if event is None:
-            raise NotFound(f"entry {index} is not projected yet; retry in a second")
-        with lock:
-            return bundler.bundle(str(event["event"]), anchored=_newest_anchor(box))
+    def build(index: int, *, account: str | None = None, earnings: bool = True) -> bytes:
+        anchored = _newest_anchor(box)
+        return bundler.bundle(index, anchored=anchored, account=account, earnings=earnings)
 
     return build
 

@@ -44,6 +44,12 @@ class MemoryEntryLog:
         with self._grown:
             return self._entries[start : max(start, stop)]
 
+    def pick(self, indexes: Sequence[int]) -> list[bytes]:
+        found = [self.entries(index, index + 1) for index in indexes]
+        if not all(found):
+            raise StorageError(f"lacks some of {list(indexes)[:10]}")
+        return [entry for (entry,) in found]
+
     def leaf_hashes(self, start: int, stop: int) -> list[bytes]:
         return [leaf_hash(entry) for entry in self.entries(start, stop)]
 

@@ -101,7 +101,8 @@ class Services:
     prover: Prover
     receipts: ReceiptIssuer
     inclusion: Inclusion
-    bundle: Callable[[int], bytes]
+    bundle: Callable[..., bytes]
+    """(leaf index, account=None, earnings=True) -> a lineage bundle."""
     payout_claim: Callable[[dict[str, Any], str], dict[str, Any]]
     vkey: str
     operator_key: SigningKey

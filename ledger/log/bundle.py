@@ -1,76 +1,33 @@
 """Assemble a lineage bundle: from one event, everything that it rests on, with proofs.
 
-The walk follows `ledger.domain.events.references` and the training manifest, so that what is
-gathered here is what `ledger.verify.lineage` asks for. Nothing is trusted to be right: a bundle
-that would not verify is a bug, and the tests verify every one that they assemble.
+What belongs into it `ancestry` and `payout_story` find; here it gets its checkpoint, its inclusion
+proofs and the section of the newest anchored checkpoint. Keeps nothing between two bundles.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
-from ledger.domain.envelope import Entry, decode_entry
-from ledger.domain.events import CREATES, references
-from ledger.errors import NotFound, StorageError, TooLarge
+from ledger.domain.envelope import decode_entry
+from ledger.errors import NotFound, TooLarge
+from ledger.log.ancestry import Ancestry, EntryReader, EventIndex, gather
+from ledger.log.payout_story import PayoutStories, PayoutStory, ProvePayout
 from ledger.log.prover import Prover
-from ledger.ports import BlobStore, EntryLog, StoredCheckpoint, TileStore
+from ledger.ports import BlobStore, StoredCheckpoint, TileStore
 from ledger.verify.bundle_format import (
     MAX_BUNDLE_BYTES,
-    MAX_ENTRIES,
     AnchoredCheckpoint,
     Bundle,
     BundledEntry,
     format_bundle,
 )
-from ledger.verify.manifest import parse_manifest
 from ledger.verify.note import VerifierKey, format_vkey
 
-SCAN_BATCH = 1_000
-
-# Beside what an event refers to: what else is known about the same thing, where it exists.
-COMPANIONS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "contribution.recorded": (("contribution.approved", "contribution"),),
-    "run.requested": (("run.completed", "run"),),
-    "adapter.published": (("run.completed", "run"),),
-    "inference.recorded": (("attribution.recorded", "inference"), ("fee.charged", "inference")),
-}
-
-
-class EventIndex(Protocol):
-    """Where things are in the log: a look-up that a projection, or `ScannedIndex`, can answer."""
-
-    def first(self, event_type: str, kind: str, id: str) -> int | None:
-        """Index of the first event of that type whose body field `kind` is `id`."""
-        ...
-
-
-class ScannedIndex:
-    """An EventIndex in memory: reads the log once and then what was added since.
-
-    About 200 bytes per event and thing named; a large ledger answers from a projection instead.
-    """
-
-    def __init__(self, log: EntryLog) -> None:
-        self._log = log
-        self._read = 0
-        self._first: dict[tuple[str, str, str], int] = {}
-        self._lock = Lock()  # two readers at once would count the same batch twice and skip one
-
-    def first(self, event_type: str, kind: str, id: str) -> int | None:
-        with self._lock:
-            self._catch_up()
-        return self._first.get((event_type, kind, id))
-
-    def _catch_up(self) -> None:
-        while entries := self._log.entries(self._read, self._read + SCAN_BATCH):
-            for data in entries:
-                entry = decode_entry(data, verify=False)
-                body = entry.envelope.body
-                for kind in CREATES:
-                    if kind in body:
-                        self._first.setdefault((entry.envelope.type, kind, body[kind]), entry.index)
-            self._read += len(entries)
+ASK_PARTS = "ask for the bundles of what it rests on, one by one (GET /v1/lineage names the events)"
+ASK_LINE = (
+    "ask with earnings=false for the payout line alone, and for the answers that made it one by "
+    "one (GET /v1/accounts/{owner}/statement names them)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +39,17 @@ class Anchored:
 
 
 class Bundler:
-    """Bundles of one log."""
+    """Bundles of one log. `prove_payout` opens payout trees, which are the chain room's."""
 
     def __init__(
         self,
         *,
-        log: EntryLog,
+        log: EntryReader,
         tiles: TileStore,
         blobs: BlobStore,
         index: EventIndex,
         vkey: VerifierKey,
+        prove_payout: ProvePayout,
     ) -> None:
         self._log = log
         self._tiles = tiles
@@ -99,44 +57,65 @@ class Bundler:
         self._index = index
         self._vkey = vkey
         self._prover = Prover(tiles)
+        self._payouts = PayoutStories(log=log, index=index, blobs=blobs, prove=prove_payout)
 
-    def bundle(self, event_id: str, *, anchored: Anchored | None = None) -> bytes:
-        """The lineage bundle of an event.
+    def bundle(
+        self,
+        subject: int,
+        *,
+        anchored: Anchored | None = None,
+        account: str | None = None,
+        earnings: bool = True,
+    ) -> bytes:
+        """The lineage bundle of the event at a leaf index.
 
         Stands on the anchored checkpoint when that covers every entry, else on the newest one and
-        carries the consistency proof between the two. Raises NotFound for an unknown event or one
-        that no checkpoint covers yet, TooLarge beyond the format's limits.
+        carries the consistency proof between the two. Of a claim, or with the `account` (address)
+        whose line of a period's payout tree is asked for, it also carries that line, with
+        `earnings` and everything that its owner earned for it.
+
+        Raises NotFound for an event that no checkpoint covers yet, TooLarge beyond the format's
+        limits, and what `payout_story` and `ancestry` raise.
         """
         newest = self._tiles.latest()
-        subject = self._log.index_of(event_id)
-        if subject is None:
-            raise NotFound(f"no event {event_id} is recorded in this ledger")
-        if newest is None or subject >= newest.size:
-            raise NotFound(f"event {event_id} is not in a signed checkpoint yet; try again shortly")
-        entries, blobs = self._closure(subject, newest.size)
+        if newest is None or not 0 <= subject < newest.size:
+            raise NotFound(f"entry {subject} is not in a signed checkpoint yet; try again shortly")
+        entry = decode_entry(self._log.pick([subject])[0], verify=False)
+        payout = self._payouts.about(entry, account, size=newest.size, earnings=earnings)
+        found = gather(
+            {subject, *(payout.entries if payout else ())},
+            size=newest.size,
+            reader=self._log,
+            index=self._index,
+            blobs=self._blobs,
+            hint=ASK_LINE if payout and earnings else ASK_PARTS,
+        )
         head = newest
-        if anchored and anchored.checkpoint.size > max(entries):
+        if anchored and anchored.checkpoint.size > max(found.entries):
             head = anchored.checkpoint
         data = format_bundle(
             Bundle(
                 log=self._vkey.name,
                 vkey=format_vkey(self._vkey),
-                subject=decode_entry(entries[subject], verify=False).envelope.id,
+                subject=entry.envelope.id,
                 checkpoint=head.note,
-                entries=self._with_proofs(entries, head.size),
-                blobs=blobs,
+                entries=self._with_proofs(found, head.size),
+                blobs=found.blobs,
                 l1=self._anchored(anchored, head) if anchored else None,
+                payouts=_lines(payout),
             )
         )
         if len(data) > MAX_BUNDLE_BYTES:
-            raise TooLarge(f"the bundle would exceed MAX_BUNDLE_BYTES = {MAX_BUNDLE_BYTES}")
+            raise TooLarge(
+                f"the bundle would exceed MAX_BUNDLE_BYTES = {MAX_BUNDLE_BYTES}: {ASK_PARTS}"
+            )
         return data
 
-    def _with_proofs(self, entries: Mapping[int, bytes], size: int) -> tuple[BundledEntry, ...]:
-        indexes = sorted(entries)
+    def _with_proofs(self, found: Ancestry, size: int) -> tuple[BundledEntry, ...]:
+        indexes = sorted(found.entries)
         proofs = self._prover.inclusions(indexes, size)
         return tuple(
-            BundledEntry(index=index, entry=entries[index], proof=tuple(proofs[index]))
+            BundledEntry(index=index, entry=found.entries[index], proof=tuple(proofs[index]))
             for index in indexes
         )
 
@@ -148,47 +127,6 @@ class Bundler:
             section=anchored.section,
         )
 
-    def _closure(self, subject: int, size: int) -> tuple[dict[int, bytes], dict[str, bytes]]:
-        """Every entry below `size` that the subject rests on, and the manifests among them."""
-        entries: dict[int, bytes] = {}
-        blobs: dict[str, bytes] = {}
-        todo = [subject]
-        while todo:
-            index = todo.pop()
-            if index in entries or index >= size:
-                continue
-            if len(entries) == MAX_ENTRIES:
-                raise TooLarge(f"the lineage has more than MAX_ENTRIES = {MAX_ENTRIES} entries")
-            entries[index] = self._entry(index)
-            entry = decode_entry(entries[index], verify=False)
-            todo += self._neighbours(entry)
-            if entry.envelope.type == "run.completed":
-                name = entry.envelope.body["manifest_sha256"]
-                blobs[name] = self._blobs.get(name)
-                todo += self._contributions(blobs[name])
-        return entries, blobs
 
-    def _neighbours(self, entry: Entry) -> Iterator[int]:
-        event = entry.envelope
-        for name, kind, id in references(event.type, event.body):
-            yield self._need(CREATES[kind], kind, id, f"entry {entry.index}, body.{name}")
-        for event_type, kind in COMPANIONS.get(event.type, ()):
-            found = self._index.first(event_type, kind, event.body[kind])
-            if found is not None:
-                yield found
-
-    def _contributions(self, manifest: bytes) -> Iterator[int]:
-        for id in parse_manifest(manifest).rows:
-            yield self._need("contribution.recorded", "contribution", id, "a training manifest")
-
-    def _need(self, event_type: str, kind: str, id: str, where: str) -> int:
-        found = self._index.first(event_type, kind, id)
-        if found is None:
-            raise StorageError(f"{where} names {kind} {id}, but the log has no {event_type} of it")
-        return found
-
-    def _entry(self, index: int) -> bytes:
-        entries = self._log.entries(index, index + 1)
-        if not entries:
-            raise StorageError(f"the event store has no entry {index}, though it is signed for")
-        return entries[0]
+def _lines(payout: PayoutStory | None) -> tuple[Any, ...]:
+    return (payout.line,) if payout and payout.line else ()

@@ -14,7 +14,7 @@ from eventsourcing.persistence import StoredEvent
 
 from ledger.domain.envelope import decode_envelope
 from ledger.log import sequencer as room
-from ledger.log.bundle import Bundler, ScannedIndex
+from ledger.log.bundle import Bundler
 from ledger.log.prover import Prover
 from ledger.log.sequencer import Sequencer
 from ledger.log.serving import LogFiles
@@ -22,13 +22,17 @@ from ledger.log.signer import LogSigner
 from ledger.ports import StoredCheckpoint
 from ledger.store.postgres import PostgresEntryLog, connect
 from ledger.store.recorder import GapFreeFactory
+from ledger.store.rows import PgRowStore
 from ledger.store.tiles import PostgresTileStore
 from ledger.verify.bundle import verify_bundle
 from ledger.verify.checkpoint import open_checkpoint
 from ledger.verify.merkle import leaf_hash, tree_root, verify_consistency
 from ledger.verify.tiles import decode_entries, tile_path, tiles_of
+from projections.lineage_index import LineageIndex
+from projections.registry import TABLES
+from projections.runner import Runner
 from tests.fakes import MemoryBlobStore
-from tests.unit.lineage_world import ORIGIN, World, key
+from tests.unit.lineage_world import ORIGIN, World, key, prove_payout
 
 
 class Server:
@@ -188,15 +192,17 @@ def test_a_bundle_out_of_postgresql(
     server, _ = servers
     while server.sequencer.step():
         pass
+    assert Runner(server.log, PgRowStore(server.pool, TABLES)).catch_up() == len(raws)
     blobs = MemoryBlobStore()
     blobs.blobs = world.blobs.blobs
     bundler = Bundler(
         log=server.log,
         tiles=server.tiles,
         blobs=blobs,
-        index=ScannedIndex(server.log),
+        index=LineageIndex(server.pool),
         vkey=server.signer.vkey,
+        prove_payout=prove_payout,
     )
-    data = bundler.bundle(str(world.ids["attribution.recorded"]))
+    data = bundler.bundle(world.index_of("attribution.recorded"))
     verdict = verify_bundle(data, trusted_vkey=server.signer.vkey_text)
     assert verdict.facts["size"] == len(raws)

@@ -4,7 +4,7 @@ Built from raw envelopes and not through the aggregates, so that a test can make
 `tell(lies)` takes, per event type, a change to the body, another signer, or None to leave it out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from nacl.signing import SigningKey
 
-from ledger.chain.payouts import PayoutTree, build_payout_tree
+from ledger.chain.payouts import PayoutTree, build_payout_tree, load_payout_tree
 from ledger.domain.canonical import canonical_json
-from ledger.domain.envelope import sign_event
+from ledger.domain.envelope import Entry, decode_entry, sign_event
 from ledger.domain.fees import fee_wei
 from ledger.domain.ids import actor_of
 from ledger.domain.rows import DataRow, rows_root
-from ledger.log.bundle import Bundler, ScannedIndex
+from ledger.log.ancestry import Thing
+from ledger.log.bundle import Bundler
 from ledger.log.sequencer import Sequencer
 from ledger.log.signer import LogSigner
 from ledger.ports import StoredCheckpoint
@@ -110,10 +111,16 @@ class World:
             blobs=self.blobs,
             index=ScannedIndex(self.log),
             vkey=self.signer.vkey,
+            prove_payout=prove_payout,
         )
 
-    def bundle(self, label: str = "inference.recorded") -> bytes:
-        return self.bundler().bundle(str(self.ids[label]))
+    def index_of(self, label: str) -> int:
+        index = self.log.index_of(str(self.ids[label]))
+        assert index is not None, label
+        return index
+
+    def bundle(self, label: str = "inference.recorded", **asked: Any) -> bytes:
+        return self.bundler().bundle(self.index_of(label), **asked)
 
     def tell(
         self,
@@ -132,6 +139,77 @@ class World:
             if change is not None:
                 self.add(signers.get(label, who), type, change(dict(body)), label=label)
         return self
+
+
+class ScannedIndex:
+    """`ledger.log.ancestry.EventIndex` by reading the whole log each time: slow and plain."""
+
+    def __init__(self, log: MemoryEntryLog) -> None:
+        self._log = log
+
+    def position(self) -> int:
+        return self._log.size()
+
+    def entries(self, before: int | None = None) -> Iterator[Entry]:
+        for data in self._log.entries(0, self._log.size() if before is None else before):
+            yield decode_entry(data, verify=False)
+
+    def firsts(self, wanted: Collection[Thing]) -> dict[Thing, int]:
+        found: dict[Thing, int] = {}
+        for entry in self.entries():
+            event = entry.envelope
+            for field, value in {**event.body, "actor": event.actor, "log": event.log}.items():
+                thing = (event.type, field, str(value))
+                if thing in wanted:
+                    found.setdefault(thing, entry.index)
+        return found
+
+    def bindings(self, account: str) -> list[int]:
+        return [
+            entry.index
+            for entry in self.entries()
+            if entry.envelope.type == "identity.evm_bound"
+            and entry.envelope.body["address"].lower() == account
+        ]
+
+    def settlements(self, before: int) -> list[int]:
+        types = ("period.cutoff", "payout.vetoed", "period.abandoned")
+        return [e.index for e in self.entries(before + 1) if e.envelope.type in types]
+
+    def earnings(self, owners: Collection[str], before: int, limit: int) -> list[int]:
+        found = []
+        for entry in self.entries(before):
+            event = entry.envelope
+            if event.type == "fee.charged":
+                earners = {event.body["owner"], event.actor}
+            elif event.type == "attribution.recorded":
+                earners = {share["contributor"] for share in event.body["shares"]}
+            else:
+                continue
+            if earners & set(owners):
+                found.append(entry.index)
+        return found[:limit]
+
+    def claimed_period(self, account: str, cumulative_wei: int, before: int) -> int | None:
+        periods = [
+            entry.envelope.body["period"]
+            for entry in self.entries(before)
+            if entry.envelope.type == "payout.activated"
+            and TREES[entry.envelope.body["root"]].amounts.get(account) == cumulative_wei
+        ]
+        return max(periods, default=None)
+
+
+TREES: dict[str, PayoutTree] = {}
+"""The payout trees of `settled`, by root."""
+
+
+def prove_payout(dump: dict[str, Any], account: str) -> dict[str, Any]:
+    tree = load_payout_tree(dump)
+    return {
+        "cumulative_wei": str(tree.amount(account)),
+        "proof": ["0x" + node.hex() for node in tree.proof(account)],
+    }
 
 
 def story(manifest_sha256: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
@@ -221,10 +299,11 @@ def story(manifest_sha256: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
     return told
 
 
-def settled(world: World) -> tuple[PayoutTree, PayoutTree]:
+def settled(world: World, *, keep_trees: bool = False) -> tuple[PayoutTree, PayoutTree]:
     """Go on from `story`: addresses, a period with payouts that ann claims, a second answer of
     which ann gets all that is attributed, a second period; the two payout trees. Amounts follow
-    from the events, and are written out here by hand."""
+    from the events, and are written out here by hand. `keep_trees` puts the trees among the blobs,
+    where a bundler looks for them."""
     for who, address in ADDRESSES.items():
         # As a wallet writes it: letter case is the checksum, and means nothing to the ledger.
         body = {"address": "0x" + address[2:].upper(), "signature": "0x" + "00" * 65}
@@ -238,7 +317,7 @@ def settled(world: World) -> tuple[PayoutTree, PayoutTree]:
         if period == 2:
             _answer_again(world)
         tree = build_payout_tree({ADDRESSES[who]: wei for who, wei in due.items()})
-        _pay(world, period, tree)
+        _pay(world, period, tree, keep=keep_trees)
         tree_wei = tree.amount(ADDRESSES["ann"])
         claim = {
             "address": ADDRESSES["ann"], "amount_wei": str(tree_wei - claimed_wei),
@@ -271,11 +350,13 @@ def _answer_again(world: World) -> None:
         world.add(who, type, body, label=f"{label} again")
 
 
-def _pay(world: World, period: int, tree: PayoutTree) -> None:
+def _pay(world: World, period: int, tree: PayoutTree, *, keep: bool) -> None:
     root = "0x" + tree.root.hex()
+    TREES[root] = tree
+    tree_sha256 = world.blobs.put(canonical_json(tree.dump())) if keep else H
     closed = {
         "period": period, "log_size": world.log.size(), "root": root, "total_wei": str(tree.total),
-        "accounts": len(tree.amounts), "tree_sha256": H,
+        "accounts": len(tree.amounts), "tree_sha256": tree_sha256,
     }  # fmt: skip
     for type, body in (
         ("period.cutoff", {"period": period}),

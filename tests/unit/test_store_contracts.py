@@ -13,6 +13,7 @@ from eventsourcing.persistence import StoredEvent
 
 from ledger.domain.envelope import encode_entry, leaf_hash
 from ledger.errors import Conflict, NotFound, StorageError, TooLarge
+from ledger.log.ancestry import EntryReader
 from ledger.ports import BlobStore, EntryLog, StoredCheckpoint, TileStore
 from ledger.store import blobs
 from ledger.store.blobs import FsspecBlobStore
@@ -81,6 +82,17 @@ def test_entry_log_reads_what_was_appended(entry_log: tuple[EntryLog, Append]) -
     assert log.entries(4, 2) == []
     assert log.leaf_hashes(0, 5) == [leaf_hash(entry) for entry in expected]
     assert log.leaf_hashes(2, 4) == [leaf_hash(entry) for entry in expected[2:4]]
+
+
+def test_entry_log_picks_entries_apart(entry_log: tuple[EntryLog, Append]) -> None:
+    log, append = entry_log
+    assert isinstance(log, EntryReader)
+    append(_events(0, 5))
+    assert log.pick([]) == []
+    assert log.pick([0, 3, 4]) == [log.entries(n, n + 1)[0] for n in (0, 3, 4)]
+    for wanted in ([5], [0, 7], [2, 10**12]):
+        with pytest.raises(StorageError, match="lacks some"):
+            log.pick(wanted)
 
 
 def test_entry_log_finds_by_event_id(entry_log: tuple[EntryLog, Append]) -> None:

@@ -61,7 +61,9 @@ def good(world: World) -> bytes:
 
 def test_a_good_bundle(world: World, good: bytes) -> None:
     verdict = verify_bundle(good, trusted_vkey=world.vkey)
-    assert [(step.number, step.name) for step in verdict.steps] == list(STEP_NAMES.items())[:V1_STEPS]
+    assert [(step.number, step.name) for step in verdict.steps] == list(STEP_NAMES.items())[
+        :V1_STEPS
+    ]
     assert verdict.facts["size"] == world.log.size() == 11
     assert verdict.facts["subject"] == str(world.ids["inference.recorded"])
     assert any("the key you gave" in line for line in verdict.trusted)
@@ -297,7 +299,7 @@ def anchored_bundle(
     anchor = first if early == 1 else world.checkpoint()
     world.checkpoint()
     anchored = Anchored(checkpoint=anchor, section=section(anchor.size, anchor.root))
-    return world, world.bundler().bundle(str(world.ids["inference.recorded"]), anchored=anchored)
+    return world, world.bundle(anchored=anchored)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Provenance: the ancestry of anything, and the bundle that proves it offline."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
 from ledger.api.auth import Anyone, Box
 from ledger.api.routes.events import describe_all, index_of
@@ -14,6 +14,13 @@ router = APIRouter(tags=["provenance"])
 
 MAX_LISTED = 5_000
 KINDS = ("inference", "adapter", "run", "contribution", "datanet")
+
+Account = Annotated[
+    str | None, Query(max_length=64, description="An EVM address: its line of the payout tree.")
+]
+Earnings = Annotated[
+    bool, Query(description="With a payout line: everything that its owner earned for it, too.")
+]
 
 
 @router.get("/v1/lineage/{subject}", summary="Everything that a thing rests on")
@@ -31,10 +38,13 @@ def lineage(subject: str, who: Anyone, box: Box) -> dict[str, Any]:
 
 
 @router.get("/v1/bundles/{subject}", summary="A lineage bundle, to verify offline")
-def bundle(subject: str, who: Anyone, box: Box) -> Response:
-    """`python -m ledger.verify FILE` checks it with nothing else running."""
+def bundle(
+    subject: str, who: Anyone, box: Box, account: Account = None, earnings: Earnings = True
+) -> Response:
+    """`python -m ledger.verify FILE` checks it with nothing else running. Of a claim, or of a
+    period's events with `account`, it carries that line of the payout tree and what it rests on."""
     index = subject_index(box, subject)
-    data = box.bundle(index)
+    data = box.bundle(index, account=account, earnings=earnings)
     # Named by the index: what was asked for may be spelled in ways that no header takes.
     headers = {"content-disposition": f'attachment; filename="{index}.lineage.json"'}
     return Response(data, media_type="application/json", headers=headers)
