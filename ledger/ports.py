@@ -2,10 +2,11 @@
 only `bootstrap` knows which one it hands out. Every port is small, and one contract suite per port
 runs against each implementation."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from uuid import UUID
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -34,8 +35,8 @@ class EntryLog(Protocol):
         """Leaf index of the event with that id, or None."""
         ...
 
-    def entry_of(self, event_id: str) -> bytes | None:
-        """Entry bytes of the event with that id, or None."""
+    def entries_of(self, event_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
+        """Entry bytes of those events that are in the log, by their ids."""
         ...
 
     def wait(self, size: int, timeout_s: float) -> int:
@@ -91,6 +92,62 @@ class LogSource(Protocol):
         Raises NotFound when it is not there, Unavailable when the place does not answer.
         """
         ...
+
+
+ArchivedRow = tuple[int, int, bytes, bytes, bytes | None, str | None]
+"""notification_id, recorded_at, state, leaf_hash, event_id (16 bytes), topic: as stored."""
+RestoredRow = tuple[UUID, int, str, bytes, int, int, bytes, UUID]
+"""originator_id and version, topic, state, notification_id, recorded_at, leaf_hash, event_id."""
+
+
+class Archive(Protocol):
+    """A log's tables as they are, all of one moment; what lies in them may be damaged."""
+
+    def head(self) -> tuple[int, int]:
+        """Size and recorded_at of log_head."""
+        ...
+
+    def last_row(self) -> int:
+        """The highest notification_id there is, 0 for none."""
+        ...
+
+    def rows(self, start: int, stop: int) -> list[ArchivedRow]:
+        """Rows of leaf indexes [start, stop), those that are there, in order."""
+        ...
+
+    def streams(self, start: int, stop: int) -> list[tuple[bytes, int]]:
+        """originator_id (16 bytes) and version of the same rows."""
+        ...
+
+    def broken_streams(self, *, limit: int) -> list[tuple[str, int, int]]:
+        """(id, rows, highest version) of streams whose versions are not 1, 2, 3, ..."""
+        ...
+
+    def tiles(self, level: int, start: int, stop: int) -> Mapping[int, bytes]:
+        """Tiles [start, stop) of a level, by number."""
+        ...
+
+    def tile_ids_from(self, limits: Mapping[int, int], *, limit: int) -> list[tuple[int, int]]:
+        """(level, n) of tiles from `limits[level]` on; of a level that is not named, all."""
+        ...
+
+    def newest_checkpoint(self) -> StoredCheckpoint | None: ...
+
+    def checkpoints(self, low: int, high: int) -> list[StoredCheckpoint]:
+        """Those of sizes [low, high), ascending."""
+        ...
+
+
+class RestoreSession(Protocol):
+    """Filling an empty store, all or nothing: whoever hands it out commits at the end."""
+
+    def add_events(self, rows: Iterable[RestoredRow]) -> None: ...
+
+    def add_tiles(self, tiles: Mapping[tuple[int, int], bytes]) -> None: ...
+
+    def add_checkpoints(self, checkpoints: Sequence[StoredCheckpoint]) -> None: ...
+
+    def set_head(self, size: int, recorded_at: int) -> None: ...
 
 
 class BlobStore(Protocol):
