@@ -21,7 +21,7 @@ from ledger.verify import evidence_others as others
 from ledger.verify import evidence_trees as trees
 from ledger.verify.encoding import printable
 from ledger.verify.evidence_case import Case, Finding
-from ledger.verify.evidence_entries import entry_fault
+from ledger.verify.evidence_entries import entry_fault, read_entry
 from ledger.verify.evidence_format import (
     FORMAT,
     MAX_EVIDENCE_BYTES,
@@ -46,6 +46,7 @@ __all__ = [
     "one_line",
     "parse_evidence",
     "prefix_roots",
+    "read_entry",
 ]
 
 STEP_NAMES = {1: "log key", 2: "signatures", 3: "claim"}

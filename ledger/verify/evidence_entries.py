@@ -1,6 +1,6 @@
 """Evidence about entries: what a signed tree holds at an index, and what is wrong with it. Pure."""
 
-from ledger.domain.envelope import ENTRY_HEADER_BYTES, decode_entry, leaf_hash
+from ledger.domain.envelope import ENTRY_HEADER_BYTES, Entry, decode_entry, leaf_hash
 from ledger.domain.events import CATALOGUE, check_body
 from ledger.errors import Inconsistent, InvalidEvent
 from ledger.verify.checkpoint import Checkpoint
@@ -8,16 +8,22 @@ from ledger.verify.evidence_case import Case, Finding, signed, sizes
 from ledger.verify.evidence_format import one_line
 
 
-def entry_fault(entry: bytes, log: str) -> str | None:
-    """Why the bytes are no entry of that log, or None when they are a well-formed, signed event.
+def read_entry(entry: bytes, log: str) -> Entry:
+    """A well-formed, signed event of that log, its body that of its type; InvalidEvent otherwise.
 
     A type that this version's catalogue lacks is no fault: the log may be newer than its reader.
     Neither is the index written inside, which is judged apart.
     """
+    found = decode_entry(entry, log=log)
+    if found.envelope.type in CATALOGUE:
+        check_body(found.envelope.type, found.envelope.body)
+    return found
+
+
+def entry_fault(entry: bytes, log: str) -> str | None:
+    """Why the bytes are no entry of that log (`read_entry`), or None when they are one."""
     try:
-        found = decode_entry(entry, log=log)
-        if found.envelope.type in CATALOGUE:
-            check_body(found.envelope.type, found.envelope.body)
+        read_entry(entry, log)
     except InvalidEvent as error:
         return one_line(str(error))
     return None
