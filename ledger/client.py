@@ -9,7 +9,7 @@ success when the id was given).
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,13 +19,16 @@ import httpx
 from nacl.signing import SigningKey
 
 from ledger import errors
-from ledger.domain.envelope import sign_event
+from ledger.domain.envelope import decode_envelope, encode_entry, leaf_hash, sign_event
 from ledger.domain.ids import actor_of
 from ledger.domain.login import sign_login
 
 TIMEOUT_S = 60.0
 POLL_S = 0.2
 PAGE = 500
+
+KeepReceipt = Callable[[UUID, Mapping[str, Any]], None]
+"""Called with the event's id and the receipt (docs/FORMATS.md) of every append."""
 
 _BY_SLUG: dict[str, type[errors.LedgerError]] = {}
 
@@ -44,11 +47,18 @@ def now_us() -> int:
 
 
 class Client:
-    """One user of one ledger. `key` signs; `token` (or `login()`) authenticates."""
+    """One user of one ledger. `key` signs; `token` (or `login()`) authenticates; receipts go to
+    `keep_receipt`, where there is one."""
 
     def __init__(
-        self, url: str, *, key: SigningKey | None = None, token: str | None = None
+        self,
+        url: str,
+        *,
+        key: SigningKey | None = None,
+        token: str | None = None,
+        keep_receipt: KeepReceipt | None = None,
     ) -> None:
+        self.keep_receipt = keep_receipt
         self.url = url.rstrip("/")
         self.key = key
         self.token = token
@@ -98,9 +108,40 @@ class Client:
             self._signer(), type=type, log=self.log, body=body, id=id or uuid4(), at=now_us()
         )
 
-    def append_raw(self, raw: bytes) -> dict[str, Any]:
-        """Append envelope bytes signed elsewhere."""
-        return dict(self._json("POST", "/v1/events", content=raw, headers=_JSON))
+    def append_event(
+        self, type: str, body: Mapping[str, Any], *, id: UUID | None = None, wait: bool = False
+    ) -> dict[str, Any]:
+        """Sign and append one event; the whole answer, its `receipt` among it."""
+        return self.append_raw(self.sign(type, body, id=id), wait=wait)
+
+    def append_raw(self, raw: bytes, *, wait: bool = False) -> dict[str, Any]:
+        """Append envelope bytes signed elsewhere. With `wait` the answer comes when a checkpoint
+        covers the event, and has its `proof`; NotYetIncluded when that takes too long.
+
+        Raises VerificationError when the receipt is for something else than `raw`.
+        """
+        path = "/v1/events?wait=included" if wait else "/v1/events"
+        try:
+            answer = dict(self._json("POST", path, content=raw, headers=_JSON))
+        except errors.NotYetIncluded as error:
+            self._keep(raw, error.detail.get("receipt"))
+            raise
+        self._keep(raw, answer.get("receipt"))
+        return answer
+
+    def receipt(self, event: UUID | int) -> dict[str, Any]:
+        """The receipt of a recorded event, again."""
+        return dict(self.get(f"/v1/receipts/{event}"))
+
+    def _keep(self, raw: bytes, receipt: Any) -> None:
+        if receipt is None:  # an older server
+            return
+        if not _is_for(raw, receipt):
+            raise errors.Inconsistent(
+                "the ledger took the event, and its receipt is for other bytes: do not count on it"
+            )
+        if self.keep_receipt is not None:
+            self.keep_receipt(decode_envelope(raw).id, receipt)
 
     def login(self, label: str = "") -> str:
         """Obtain and keep an API credential for this key."""
@@ -194,6 +235,16 @@ def load_key(path: Path) -> SigningKey:
         raise errors.ConfigError(f"cannot read the key file {path}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise errors.ConfigError(f"{path} is no key file: expected 64 hex digits") from error
+
+
+def _is_for(raw: bytes, receipt: Any) -> bool:
+    """Whether the receipt names the leaf that these envelope bytes have where and when it says.
+    Its signature is another matter (`tributary receipt check`)."""
+    try:
+        entry = encode_entry(int(receipt["first_index"]), int(receipt["recorded_at"]), raw)
+        return bool(receipt["leaf_hashes"] == [leaf_hash(entry).hex()])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
 
 
 _JSON = {"content-type": "application/json"}

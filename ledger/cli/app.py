@@ -21,6 +21,7 @@ from ledger.cli import (
     log,
     periods,
     projections,
+    receipts,
     runs,
     service,
     witness,
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 for module in (
     keys, identities, datanets, contributions, runs, adapters, accounts, periods, log, projections,
-    witness,
+    witness, receipts,
 ):  # fmt: skip
     app.add_typer(module.app)
 service.register(app)

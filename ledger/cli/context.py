@@ -4,8 +4,10 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from nacl.signing import SigningKey
@@ -14,9 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger.client import Client, load_key
+from ledger.domain.canonical import canonical_json
 from ledger.domain.ids import actor_of
 from ledger.domain.money import format_open
 from ledger.errors import ConfigError, NotFound
+from ledger.files import write_durably
 
 DEFAULT_API = "http://127.0.0.1:8420"
 MAX_CELL_CHARS = 80
@@ -70,10 +74,27 @@ def client(name: str | None = None, *, login: bool = False) -> Client:
     path = key_path(name)
     if not path.exists():
         raise NotFound(f"no key {name!r} in {path.parent}; make it: tributary keys new {name}")
-    found = Client(api_url(), key=load_key(path))
+    found = Client(api_url(), key=load_key(path), keep_receipt=keep_receipt)
     if login:
         found.login("cli")
     return found
+
+
+def receipt_path(event: UUID) -> Path:
+    return home() / "receipts" / f"{event}.json"
+
+
+def keep_receipt(event: UUID, receipt: Mapping[str, Any]) -> None:
+    """Keep the log's promise: with it, its owner can show what was dropped. The event is stored
+    whether or not this succeeds, so failing is said and no more."""
+    try:
+        write_durably(receipt_path(event), canonical_json(dict(receipt)))
+    except OSError as error:
+        err.print(
+            f"the receipt could not be kept in {receipt_path(event)}: {error.strerror}; ask again "
+            f"with `tributary receipt get {event}`",
+            markup=False,
+        )
 
 
 def actor(name_or_actor: str) -> str:

@@ -9,16 +9,17 @@ nobody made and that may already be broken.
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ledger.errors import ConfigError, Inconsistent, NotFound, StorageError
+from ledger.errors import ConfigError, Inconsistent, MalformedProof, StorageError
 from ledger.files import write_durably
 from ledger.log import tree
+from ledger.log.sources import tile_reader
 from ledger.ports import LogSource
-from ledger.verify.checkpoint import Checkpoint
-from ledger.verify.merkle import HASH_BYTES
+from ledger.verify.checkpoint import Checkpoint, open_checkpoint
+from ledger.verify.note import VerifierKey
 from ledger.verify.receipt import (
     EvmSignature,
     Promise,
@@ -26,8 +27,7 @@ from ledger.verify.receipt import (
     promise_bytes,
     receipt_json,
 )
-from ledger.verify.receipt_verdict import Shown
-from ledger.verify.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, tile_hashes, tile_path
+from ledger.verify.receipt_verdict import ReceiptVerdict, Shown, judge
 
 PROMISES_FORMAT = "tributary/promises/v1"
 
@@ -119,18 +119,37 @@ class ReceiptIssuer:
         return receipt_json(Receipt(promise=promise, sig=signature, evm=evm))
 
 
+def hold_against(
+    source: LogSource,
+    receipt: Receipt,
+    key: VerifierKey,
+    *,
+    now: int,
+    policy: bytes | None = None,
+) -> ReceiptVerdict:
+    """`receipt_verdict.judge` on what the log shows now. `receipt` is verified under `key`."""
+    note = source.read("checkpoint")
+    checkpoint = open_checkpoint(note, key).checkpoint
+    shown = shown_by(source, receipt, checkpoint)
+    return judge(receipt, key, note=note, shown=shown, now=now, policy=policy)
+
+
 def shown_by(source: LogSource, receipt: Receipt, checkpoint: Checkpoint) -> list[Shown]:
     """The leaves that a log shows at the promised indexes that `checkpoint` covers, with proofs.
 
-    Nothing is checked here beyond sizes. Raises NotFound or Unavailable where files are missing,
-    MalformedProof where they are not what their names say.
+    Nothing is verified here. Raises NotFound or Unavailable where files are missing, MalformedProof
+    where they are too short.
     """
     promise, size = receipt.promise, checkpoint.size
     indexes = range(promise.first_index, min(size, promise.size))
     paths = {index: tree.inclusion_ranges(index, size) for index in indexes}
     leaves = [(index, index + 1) for index in indexes]
     ranges = sorted({*leaves, *(part for path in paths.values() for part in path)})
-    known = dict(zip(ranges, tree.range_hashes(ranges, _tiles_of(source, size)), strict=True))
+    try:
+        hashes = tree.range_hashes(ranges, tile_reader(source, size))
+    except StorageError as error:
+        raise MalformedProof(f"the log's tiles are not those of a tree of {size}") from error
+    known = dict(zip(ranges, hashes, strict=True))
     return [
         Shown(
             index=index,
@@ -139,28 +158,6 @@ def shown_by(source: LogSource, receipt: Receipt, checkpoint: Checkpoint) -> lis
         )
         for index in indexes
     ]
-
-
-def _tiles_of(source: LogSource, size: int) -> tree.ReadTiles:
-    """Tiles of a foreign log, as wide as a tree of `size` has them."""
-
-    def read(wanted: Sequence[tree.TileId]) -> Mapping[tree.TileId, bytes]:
-        return {(level, n): _tile(source, size, level, n) for level, n in wanted}
-
-    return read
-
-
-def _tile(source: LogSource, size: int, level: int, n: int) -> bytes:
-    width = min(TILE_WIDTH, (size >> (TILE_HEIGHT * level)) - n * TILE_WIDTH)
-    try:
-        data = source.read(tile_path(Tile(level=level, n=n, width=width)))
-    except NotFound:
-        if width == TILE_WIDTH:
-            raise
-        # A log may drop partial tiles once the full one is there (c2sp.org/tlog-tiles).
-        whole = source.read(tile_path(Tile(level=level, n=n)))
-        data = whole[: width * HASH_BYTES]
-    return b"".join(tile_hashes(data, width))
 
 
 def _read_terms(path: Path) -> list[tuple[int, int]]:

@@ -148,8 +148,12 @@ def broken_receipt(case: Case) -> Finding:
     found = recheck_broken(case.items, case.key)
     if case.log != case.key.name:
         raise Inconsistent("receipts are of logs whose origin is their key's name")
-    return Finding(
+    finding = Finding(
         proven=[*found.proven, found.says[:1].upper() + found.says[1:] + "."],
         trusted=list(found.trusted),
         facts=dict(found.facts),
     )
+    if "policy" in case.items:
+        # Anyone can make witness keys, so the finder's policy frames nobody by itself.
+        finding.testimony.append("that this policy names the witnesses of this log.")
+    return finding

@@ -91,10 +91,12 @@ class ReceiptVerdict:
     facts: Mapping[str, Any]
     evidence: Mapping[str, bytes] | None = None
 
-    def to_text(self) -> str:
+    def to_text(self, trusted: Sequence[str] | None = None) -> str:
+        """For people; `trusted` stands in place of the verdict's own, if given."""
+        left = self.trusted if trusted is None else trusted
         lines = [f"{self.state.upper()}: {self.says}", "", "Proven"]
         lines += [f"  + {line}" for line in self.proven]
-        lines += ["", "Still to be trusted", *(f"  ? {line}" for line in self.trusted)]
+        lines += ["", "Still to be trusted", *(f"  ? {line}" for line in left)]
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -304,6 +306,8 @@ def _recheck_contradiction(items: Mapping[str, bytes], key: VerifierKey) -> Rece
     if len(items["leaf"]) != HASH_BYTES:
         raise MalformedProof(f"leaf is a hash of {HASH_BYTES} bytes")
     proof, opened = verify_tlog_proof(items["proof"], items["leaf"], key)
+    if proof.extra is not None:
+        raise MalformedProof("the proof has an extra line, which nothing authenticates")
     shown = Shown(index=proof.index, leaf=items["leaf"], proof=proof.proof)
     if check_inclusion(receipt, shown, opened.checkpoint):
         raise Inconsistent(f"the log holds at index {proof.index} what it promised: nothing broken")
