@@ -155,7 +155,7 @@ def application(store: Store, gates: Mapping[str, Gate] | None = None) -> Iterat
         log=store.settings.log_origin,
         operator=actor_of(bytes(operator_key(store.settings).verify_key)),
         clock=system_clock,
-        entry_of=store.entries.entry_of,
+        entries_of=store.entries.entries_of,
         gates=gates,
         factory=factory,
     )

@@ -38,12 +38,12 @@ class MemoryLedger:
     """A Ledger on the library's in-memory recorder, opened, with every actor registered."""
 
     def __init__(self, gates: Mapping[str, Gate] | None = None, *, opened: bool = True) -> None:
-        self.entries: dict[str, bytes] = {}
+        self.entries: dict[UUID, bytes] = {}
         self.ledger = Ledger(
             log=LOG,
             operator=OPERATOR.id,
             clock=lambda: NOW,
-            entry_of=self.entries.get,
+            entries_of=self._entries_of,
             gates=gates,
         )
         if opened:
@@ -63,5 +63,8 @@ class MemoryLedger:
         stored = self.ledger.append_all(raws)
         for one in stored:
             entry = encode_entry(one.index, one.recorded_at, one.envelope.raw)
-            self.entries[str(one.envelope.id)] = entry
+            self.entries[one.envelope.id] = entry
         return stored
+
+    def _entries_of(self, ids: Sequence[UUID]) -> dict[UUID, bytes]:
+        return {id: self.entries[id] for id in ids if id in self.entries}

@@ -59,9 +59,9 @@ class MemoryEntryLog:
         except ValueError:
             return None
 
-    def entry_of(self, event_id: str) -> bytes | None:
-        index = self.index_of(event_id)
-        return None if index is None else self._entries[index]
+    def entries_of(self, event_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
+        indexes = {event: self.index_of(str(event)) for event in event_ids}
+        return {e: self._entries[index] for e, index in indexes.items() if index is not None}
 
     def wait(self, size: int, timeout_s: float) -> int:
         with self._grown:

@@ -3,36 +3,46 @@
 `append` takes signed envelope bytes, checks signature and body, asks the event's aggregate whether
 it may happen next, and stores it. Several envelopes given together are stored together or not at
 all. Facts outside the ledger (is the rows blob there, did the EVM key sign) are checked by `gates`
-that the bootstrap hands in, by event type.
+that the bootstrap hands in, by event type; a gate reads blobs and checks foreign signatures, so it
+is asked only about what the rules seem to allow.
 
-Concurrency: two writers that decide on the same version of a stream collide on the store's unique
-key; the loser reloads and decides again, at most MAX_DECISIONS times.
+The way of an append, and where each part runs:
+
+1. `check`: form, signature, body. The caller's thread; nothing is read.
+2. `pass_gates`, for types that have one. The caller's thread; it may take its time.
+3. `ask`: queued for the one thread that decides and commits (`ledger.log.appender`). Whatever
+   waits there is decided in order, on one view, and stored in one transaction: only if the log
+   still has the size that the view is of. So nothing another process appends is overlooked.
+4. `placed`: where the events stand now. Or `settle`, when they were refused: the very same bytes
+   may be in the log already, and that is a success.
+
+`append` is all four; a caller that must not block (an event loop) takes them one by one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 from uuid import UUID
 
-from eventsourcing.application import AggregateNotFoundError, Application
-from eventsourcing.persistence import InfrastructureFactory, IntegrityError, PersistenceError
+from eventsourcing.application import Application
+from eventsourcing.persistence import (
+    ApplicationRecorder,
+    InfrastructureFactory,
+    IntegrityError,
+    PersistenceError,
+    StoredEvent,
+)
 from eventsourcing.utils import Environment
 
-from ledger.aggregates.base import (
-    OPERATOR,
-    WORKER,
-    A,
-    Aggregate,
-    EnvelopeMapper,
-    Recorded,
-    stream_key,
-    stream_of_event,
-)
+from ledger.aggregates.base import A, Aggregate, EnvelopeMapper, stream_of_event
 from ledger.aggregates.datanets import Contribution, Datanet
 from ledger.aggregates.governance import Governance, Identity
 from ledger.aggregates.inferences import Account, Inference
 from ledger.aggregates.periods import Anchors, Claims, Periods
 from ledger.aggregates.runs import Adapter, Run
+from ledger.aggregates.world import Load, Reader, Streams, View, World
 from ledger.domain.envelope import (
     Envelope,
     decode_entry,
@@ -40,17 +50,26 @@ from ledger.domain.envelope import (
     leaf_hash,
     parse_envelope,
 )
-from ledger.domain.events import CATALOGUE, check_body
-from ledger.errors import Conflict, Forbidden, InvalidEvent, LedgerError, NotFound, StorageError
+from ledger.domain.events import check_body
+from ledger.errors import (
+    Backpressure,
+    Conflict,
+    InvalidEvent,
+    LedgerError,
+    NotFound,
+    StorageError,
+    Unavailable,
+)
 
 MAX_DECISIONS = 8
 MAX_EVENTS_PER_APPEND = 500
 MAX_CLOCK_SKEW_US = 300 * 1_000_000
-CACHED_AGGREGATES = 10_000
 MAX_NAMED = 20
 """Events of a batch that a refusal names."""
 
 Gate = Callable[[Envelope], None]
+Ids = Sequence[int]
+"""Notification ids, one more than leaf indexes."""
 
 _CLASSES: tuple[type[Aggregate], ...] = (
     Governance, Identity, Datanet, Contribution, Run, Adapter,
@@ -71,10 +90,18 @@ class Appended:
     replayed: bool = False
 
 
+class Queue(Protocol):
+    """Where appends are decided and committed: `GroupCommit`, or `_OneByOne`."""
+
+    def ask(
+        self, asked: Sequence[Envelope], *, count: int, size_bytes: int
+    ) -> "Future[Ids | None]": ...
+
+
 class Ledger(Application[UUID]):
     """`factory` is the `eventsourcing` infrastructure (which recorder, which database); without
-    one the library's own in-memory recorder serves. `entry_of` finds the log entry of an event by
-    the event's id."""
+    one the library's own in-memory recorder serves. `entries_of` finds log entries by the ids of
+    their events."""
 
     def __init__(
         self,
@@ -82,28 +109,35 @@ class Ledger(Application[UUID]):
         log: str,
         operator: str,
         clock: Callable[[], int],
-        entry_of: Callable[[str], bytes | None],
+        entries_of: Callable[[Sequence[UUID]], Mapping[UUID, bytes]],
         gates: Mapping[str, Gate] | None = None,
         factory: InfrastructureFactory[Any] | None = None,
     ) -> None:
         self._given_factory = factory
-        # Aggregates are immutable, so the cache hands them out without copying.
-        settings = {
-            "AGGREGATE_CACHE_MAXSIZE": str(CACHED_AGGREGATES),
-            "DEEPCOPY_FROM_AGGREGATE_CACHE": "n",
-        }
-        super().__init__(settings)
+        super().__init__()
         self.log_origin = log
         self.operator = operator
         self._clock = clock
-        self._entry_of = entry_of
+        self._entries_of = entries_of
         self._gates = dict(gates or {})
+        assert isinstance(self.mapper, EnvelopeMapper)
+        streams = Streams(self.recorder, self.mapper)
+        self._view = View(streams)
+        self._reader = Reader(streams, self._view)
+        decider = Decider(self._view, self._world, self.mapper)
+        # A recorder that groups commits decides where it commits.
+        decide_with = getattr(self.recorder, "decide_with", None)
+        self._queue: Queue = (
+            decide_with(decider) if decide_with else _OneByOne(self.recorder, decider)
+        )
 
     def construct_factory(self, env: Environment) -> InfrastructureFactory[Any]:
         return self._given_factory or super().construct_factory(env)
 
     def construct_mapper(self) -> EnvelopeMapper:
         return EnvelopeMapper(AGGREGATES)
+
+    # --- the whole way ------------------------------------------------------------------------
 
     def append(self, raw: bytes) -> Appended:
         """Verify, decide and store one event. The very same bytes again are a success, and stored
@@ -113,31 +147,22 @@ class Ledger(Application[UUID]):
 
     def append_all(self, raws: Sequence[bytes]) -> list[Appended]:
         """The same for several events that must be stored together, in this order."""
-        if not 0 < len(raws) <= MAX_EVENTS_PER_APPEND:
-            raise InvalidEvent(f"append 1 to {MAX_EVENTS_PER_APPEND} events at a time")
-        events = self._check_all(raws)
+        return self.append_checked(self.check(raws))
+
+    def append_checked(self, events: Sequence[Envelope]) -> list[Appended]:
         for _ in range(MAX_DECISIONS):
             try:
-                return self._store(events)
-            except IntegrityError as error:
-                # Either another writer was quicker on a stream: decide again on its new state.
-                # Or an event id is taken: deciding again cannot help.
-                stored = self._replayed(events, error)
+                self.pass_gates(events)
+                return self.placed(events, self.ask(events).result())
+            except (LedgerError, PersistenceError) as error:
+                stored = self.settle(events, error)
                 if stored is not None:
                     return stored
-            except PersistenceError as error:
-                raise StorageError(f"the event store failed: {error}; retry") from error
-            except LedgerError as error:
-                # A repeated event mostly fails some other rule first; say that it is a repetition.
-                stored = self._replayed(events, error)
-                if stored is not None:
-                    return stored
-                raise
         raise Conflict("other writers kept changing the same things; reload and try again")
 
     def load(self, cls: type[A], *parts: object) -> A | None:
         """The present state of an aggregate, or None."""
-        return _World(self, self.log_origin, self.operator).find(cls, *parts)
+        return self._world(self._reader.load).find(cls, *parts)
 
     def need(self, cls: type[A], *parts: object) -> A:
         found = self.load(cls, *parts)
@@ -145,36 +170,83 @@ class Ledger(Application[UUID]):
             raise NotFound(f"no {cls.kind} {' '.join(map(str, parts))} is recorded in this ledger")
         return found
 
-    def _check_all(self, raws: Sequence[bytes]) -> list[Envelope]:
+    # --- step by step -------------------------------------------------------------------------
+
+    def check(self, raws: Sequence[bytes]) -> list[Envelope]:
+        """Form, signature and body of each. Reads nothing. Raises InvalidEvent."""
+        if not 0 < len(raws) <= MAX_EVENTS_PER_APPEND:
+            raise InvalidEvent(f"append 1 to {MAX_EVENTS_PER_APPEND} events at a time")
         events = [self._check(raw) for raw in raws]
         if len({event.id for event in events}) != len(events):
             raise InvalidEvent("two events of one append have the same id", field="id")
         return events
 
-    def _check(self, raw: bytes) -> Envelope:
-        event = parse_envelope(raw, log=self.log_origin)
-        check_body(event.type, event.body)
-        return event
+    def gated(self, events: Sequence[Envelope]) -> bool:
+        """Whether `pass_gates` has anything to do, and may block."""
+        return any(event.type in self._gates for event in events)
 
-    def _store(self, events: Sequence[Envelope]) -> list[Appended]:
-        if max(event.at for event in events) > self._clock() + MAX_CLOCK_SKEW_US:
-            raise InvalidEvent("at lies in the future; set the signer's clock", field="at")
-        world = _World(self, self.log_origin, self.operator)
-        pending = [world.apply(event) for event in events]
-        # Gates read blobs and check foreign signatures: only for what the rules allow.
+    def pass_gates(self, events: Sequence[Envelope]) -> None:
+        """Ask the gates about events that the rules seem to allow; what the rules refuse for sure
+        is refused here. The decision that counts is made when the events are committed."""
+        if not self.gated(events):
+            return
+        try:
+            self._rehearse(events, self._view.peek)
+        except LedgerError:
+            self._rehearse(events, self._reader.load)
         for event in events:
             gate = self._gates.get(event.type)
             if gate:
                 gate(event)
-        ids = self.recorder.insert_events([self.mapper.to_stored_event(p) for p in pending])
+
+    def ask(self, events: Sequence[Envelope]) -> "Future[Ids | None]":
+        """Queue checked events, whose gates are passed, to be decided and stored together."""
+        if max(event.at for event in events) > self._clock() + MAX_CLOCK_SKEW_US:
+            raise InvalidEvent("at lies in the future; set the signer's clock", field="at")
+        size_bytes = sum(len(event.raw) for event in events)
+        return self._queue.ask(events, count=len(events), size_bytes=size_bytes)
+
+    def placed(self, events: Sequence[Envelope], ids: Ids | None) -> list[Appended]:
+        """Where events stand that were stored with these ids."""
         assert ids is not None
-        world.remember()
         # Recorders of the library keep no time.
         recorded_at = getattr(ids, "recorded_at", None) or self._clock()
         return [
             _appended(encode_entry(id - 1, recorded_at, event.raw), event)
             for id, event in zip(ids, events, strict=True)
         ]
+
+    def settle(self, events: Sequence[Envelope], error: Exception) -> list[Appended] | None:
+        """What to answer when `pass_gates` or `ask` failed with `error`. Reads the store.
+
+        Where the events stand if all of them are in the log, to the byte: a repeated event mostly
+        breaks some other rule first. None when they should be asked again, another writer having
+        been quicker. Raises Conflict when the log has some of them, or an id belongs to other
+        bytes; else `error`, as a LedgerError.
+        """
+        if isinstance(error, Backpressure | Unavailable):
+            raise error
+        if isinstance(error, PersistenceError) and not isinstance(error, IntegrityError):
+            raise StorageError(f"the event store failed: {error}; retry") from error
+        stored = self._replayed(events, error)
+        if stored is None and not isinstance(error, IntegrityError):
+            raise error
+        return stored
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def _check(self, raw: bytes) -> Envelope:
+        event = parse_envelope(raw, log=self.log_origin)
+        check_body(event.type, event.body)
+        return event
+
+    def _world(self, load: Load) -> World:
+        return World(self.log_origin, self.operator, load, AGGREGATES)
+
+    def _rehearse(self, events: Sequence[Envelope], load: Load) -> None:
+        world = self._world(load)
+        for event in events:
+            world.apply(event)
 
     def _replayed(self, events: Sequence[Envelope], cause: Exception) -> list[Appended] | None:
         """Where the events stand if all of them are in the log, to the byte; None if none is.
@@ -183,8 +255,8 @@ class Ledger(Application[UUID]):
         detail names the first event of the same actor and type: only then may a sender take the
         refusal of a repetition, signed anew, for success.
         """
-        entries = [self._entry_of(str(event.id)) for event in events]
-        found = [(event, entry) for event, entry in zip(events, entries, strict=True) if entry]
+        entries = self._entries_of([event.id for event in events])
+        found = [(event, entries[event.id]) for event in events if event.id in entries]
         for event, entry in found:
             stored = decode_entry(entry, verify=False)
             before = stored.envelope
@@ -202,6 +274,75 @@ class Ledger(Application[UUID]):
                     index=stored.index,
                 ) from cause
         return [_appended(entry, event, replayed=True) for event, entry in found] or None
+
+
+class Decider:
+    """Turns what is asked into events to store. Used by the committing thread alone, which calls
+    `begin`, `decide` for each ask, then `keep` once they are stored; or `begin` again."""
+
+    def __init__(self, view: View, world: Callable[[Load], World], mapper: EnvelopeMapper) -> None:
+        self._view = view
+        self._world = world
+        self._mapper = mapper
+
+    def begin(self, asked: Sequence[Sequence[Envelope]]) -> int:
+        """A new transaction; the size of the log that its decisions hold for."""
+        self._view.begin([stream_of_event(event) for events in asked for event in events])
+        assert self._view.size is not None
+        return self._view.size
+
+    def decide(self, asked: Sequence[Envelope]) -> list[StoredEvent]:
+        """The events to store. Raises what is wrong with them; then none has had an effect."""
+        world = self._world(self._view.load)
+        chosen = [self._mapper.to_stored_event(world.apply(event)) for event in asked]
+        self._view.add(world.changed)
+        return chosen
+
+    def keep(self, size: int) -> None:
+        """All that was decided is stored; the log has `size` entries now."""
+        self._view.keep(size)
+
+    def catch_up(self) -> bool:
+        """Learn what others have appended; whether there was anything."""
+        before = self._view.size
+        self._view.catch_up()
+        return self._view.size != before
+
+
+class _OneByOne:
+    """A queue for recorders that group nothing: each ask is decided and stored at once."""
+
+    def __init__(self, recorder: ApplicationRecorder, decider: Decider) -> None:
+        self._recorder = recorder
+        self._decider = decider
+        self._lock = Lock()
+
+    def ask(
+        self, asked: Sequence[Envelope], *, count: int, size_bytes: int
+    ) -> "Future[Ids | None]":
+        done: Future[Ids | None] = Future()
+        with self._lock:
+            try:
+                done.set_result(self._store(asked))
+            except Exception as error:
+                done.set_exception(error)
+        return done
+
+    def _store(self, asked: Sequence[Envelope]) -> Ids:
+        for _ in range(MAX_DECISIONS):
+            size = self._decider.begin([asked])
+            try:
+                chosen = self._decider.decide(asked)
+            except LedgerError:
+                if self._decider.catch_up():
+                    continue
+                raise
+            ids = self._recorder.insert_events(chosen, expected_size=size)
+            if ids is not None:
+                self._decider.keep(ids[-1])
+                return ids
+            self._decider.catch_up()
+        raise Conflict("other writers kept appending; retry")
 
 
 def _among(found: Sequence[tuple[Envelope, bytes]], events: Sequence[Envelope]) -> str:
@@ -222,77 +363,3 @@ def _appended(entry: bytes, event: Envelope, *, replayed: bool = False) -> Appen
         envelope=event,
         replayed=replayed,
     )
-
-
-class _World:
-    """What decisions see: stored aggregates, and on top the effects of events not yet stored."""
-
-    def __init__(self, ledger: Ledger, log: str, operator: str) -> None:
-        self.log = log
-        self.operator = operator
-        self._ledger = ledger
-        self._seen: dict[UUID, Aggregate | None] = {}
-        self._created: set[UUID] = set()
-
-    def find(self, cls: type[A], *parts: object) -> A | None:
-        found = self._load(stream_key(self.log, cls, parts))
-        assert found is None or isinstance(found, cls)
-        return found
-
-    def has_role(self, actor: str, role: str) -> bool:
-        governance = self.find(Governance)
-        return governance is not None and governance.has_role(actor, role)
-
-    def apply(self, event: Envelope) -> Recorded:
-        """Decide on one event; what is decided next sees its effect."""
-        cls = AGGREGATES[CATALOGUE[event.type].aggregate]
-        if event.type != "ledger.opened" and self.find(Governance) is None:
-            raise Conflict("this ledger is not open yet; the operator opens it first")
-        self._refuse_reserved_id(event)
-        stream = stream_of_event(event)
-        state: Any = self._load(stream)
-        cls.decide(state, event, self)
-        recorded = Recorded(stream, state.version + 1 if state else 1, event, cls)
-        self._seen[stream] = recorded.mutate(state)
-        if state is None:
-            self._created.add(stream)
-        return recorded
-
-    def is_new(self, cls: type[Aggregate], *parts: object) -> bool:
-        """Whether the aggregate was created by an event of this very append."""
-        return stream_key(self.log, cls, parts) in self._created
-
-    def remember(self) -> None:
-        """After the events were stored: the states they led to need no replay next time."""
-        for stream, state in self._seen.items():
-            self._cache(stream, state)
-
-    def _cache(self, stream: UUID, state: Aggregate | None) -> None:
-        # The library fills its cache on a miss only and counts on aggregates that change in place.
-        # Ours do not: without this every load would replay all that came since the first.
-        cache = self._ledger.repository.cache
-        if cache is not None and state is not None:
-            cache.put(stream, state)
-
-    def _refuse_reserved_id(self, event: Envelope) -> None:
-        """Ids of version 5 are functions of what they stand for (one fee per inference, one event
-        per chain log): anyone can compute them, so only the ledger's own actors may use them."""
-        if event.id.version == 5 and not any(
-            self.has_role(event.actor, role) for role in (OPERATOR, WORKER)
-        ):
-            raise Forbidden(
-                "event ids of version 5 are kept for the ledger's own events; "
-                "use a random UUID (version 4)",
-                field="id",
-            )
-
-    def _load(self, stream: UUID) -> Aggregate | None:
-        if stream not in self._seen:
-            try:
-                self._seen[stream] = self._ledger.repository.get(stream)
-                self._cache(stream, self._seen[stream])
-            except AggregateNotFoundError:
-                self._seen[stream] = None
-            except PersistenceError as error:
-                raise StorageError(f"the event store failed: {error}; retry") from error
-        return self._seen[stream]

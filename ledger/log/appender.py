@@ -5,6 +5,11 @@ defeats PostgreSQL's own group commit. Here one thread commits whatever has queu
 last commit ran: one caller alone waits for nothing, many share the cost. A decorator for any
 `eventsourcing` ApplicationRecorder; it knows no database.
 
+Calls bring events (`submit`), or something that a `Decider` turns into events at the last moment
+(`ask`): on the committing thread, in order, each seeing the effects of those before it. So asks
+of one process never collide. Their decisions hold for one size of the log; the recorder stores
+them at that size or not at all, and after another process has appended they are made again.
+
 State: the queue belongs to `_changed`. A call is in the queue, or in the committer's hands, or its
 future is resolved. A crash leaves each call either stored or not, as one transaction did; the
 store recognises a repeated one by its event ids.
@@ -17,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from eventsourcing.persistence import (
@@ -29,8 +34,10 @@ from eventsourcing.persistence import (
     Subscription,
 )
 
-from ledger.errors import Backpressure, StorageError
+from ledger.errors import Backpressure, Conflict, StorageError
 
+MAX_DECISIONS = 32
+"""How often one transaction is decided anew because another process appended meanwhile."""
 MAX_BATCH_EVENTS = 1_000
 MAX_BATCH_BYTES = 8 * 2**20
 MAX_QUEUE_CALLS = 4_096
@@ -38,11 +45,34 @@ MAX_QUEUE_CALLS = 4_096
 Ids = Sequence[int] | None
 
 
+class Decider(Protocol):
+    """Chooses events when their transaction is made up. Only the committing thread calls it."""
+
+    def begin(self, asked: Sequence[Any]) -> int:
+        """A new transaction for these asks, forgetting one that was not kept; the size of the log
+        that decisions will hold for."""
+        ...
+
+    def decide(self, asked: Any) -> Sequence[StoredEvent]:
+        """The events of one ask, or its own error; what is decided next sees their effects."""
+        ...
+
+    def keep(self, size: int) -> None:
+        """All that was decided is stored, the log has `size` entries."""
+        ...
+
+    def catch_up(self) -> bool:
+        """See what others have appended; whether there was anything."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Call:
-    """One caller's events, stored together or not at all."""
+    """One caller's events, stored together or not at all. `asked`: they are yet to be chosen."""
 
-    events: Sequence[StoredEvent]
+    events: Sequence[StoredEvent] = ()
+    asked: Any = None
+    count: int
     size_bytes: int
     done: "Future[Ids]" = field(default_factory=Future)
 
@@ -70,12 +100,32 @@ class GroupCommit(ApplicationRecorder):
         self._queue: deque[_Call] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._decider: Decider | None = None
         self._committer = threading.Thread(target=self._run, name="group-commit", daemon=True)
         self._committer.start()
 
     def submit(self, stored_events: Sequence[StoredEvent]) -> "Future[Ids]":
         """Queue the events of one caller; the future gives their notification ids."""
-        call = _Call(events=stored_events, size_bytes=sum(len(e.state) for e in stored_events))
+        return self._queue_up(
+            _Call(
+                events=stored_events,
+                count=len(stored_events),
+                size_bytes=sum(len(event.state) for event in stored_events),
+            )
+        )
+
+    def decide_with(self, decider: Decider) -> "GroupCommit":
+        """Who turns asks into events; set once, before the first of them. From then on nobody
+        calls `submit`: its events would be strange to the decider."""
+        self._decider = decider
+        return self
+
+    def ask(self, asked: Any, *, count: int, size_bytes: int) -> "Future[Ids]":
+        """Queue what the decider will turn into `count` events of that size together."""
+        assert self._decider is not None
+        return self._queue_up(_Call(asked=asked, count=count, size_bytes=size_bytes))
+
+    def _queue_up(self, call: _Call) -> "Future[Ids]":
         with self._changed:
             if self._closing:
                 raise StorageError("the ledger is stopping and takes no more events; retry later")
@@ -158,7 +208,7 @@ class GroupCommit(ApplicationRecorder):
             batch: list[_Call] = []
             events = size_bytes = 0
             while self._queue:
-                events += len(self._queue[0].events)
+                events += self._queue[0].count
                 size_bytes += self._queue[0].size_bytes
                 if batch and (
                     events > self._max_batch_events or size_bytes > self._max_batch_bytes
@@ -177,8 +227,8 @@ class GroupCommit(ApplicationRecorder):
         if not batch:
             return
         try:
-            ids = self.recorder.insert_events([event for call in batch for event in call.events])
-        except (OperationalError, InterfaceError) as error:
+            answers = self._store(batch)
+        except (OperationalError, InterfaceError, StorageError) as error:
             # The store is away: nobody's fault, and splitting is no cure. A copy each, since a
             # raised exception carries the traceback of whoever raised it.
             for call in batch:
@@ -193,8 +243,54 @@ class GroupCommit(ApplicationRecorder):
                 self._commit(batch[:middle])
                 self._commit(batch[middle:])
         else:
-            start = 0
-            for call in batch:
-                stop = start + len(call.events)
-                call.done.set_result(None if ids is None else ids[start:stop])
-                start = stop
+            for call, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Exception):
+                    call.done.set_exception(answer)
+                else:
+                    call.done.set_result(answer)
+
+    def _store(self, batch: Sequence[_Call]) -> "list[Ids | Exception]":
+        """Store what can be stored of a batch; per call its ids, or why it was refused.
+
+        A refusal counts once the transaction it was decided in is stored: it may rest on the
+        effects of a call before it. Where nothing is stored it counts if the log has not grown.
+        """
+        decider = self._decider
+        if decider is None:
+            given = [call.events for call in batch]
+            ids = self.recorder.insert_events([event for events in given for event in events])
+            return _shares(given, ids) if ids is not None else [None] * len(batch)
+        for _ in range(MAX_DECISIONS):
+            size = decider.begin([call.asked for call in batch])
+            chosen = [self._chosen(decider, call) for call in batch]
+            events = [event for one in chosen if not isinstance(one, Exception) for event in one]
+            if events:
+                ids = self.recorder.insert_events(events, expected_size=size)
+                if ids is not None:
+                    decider.keep(size + len(events))
+                    return _shares(chosen, ids)
+                decider.catch_up()
+            elif not decider.catch_up():
+                return _shares(chosen, [])
+        raise Conflict("other processes kept appending to this ledger; retry")
+
+    def _chosen(self, decider: Decider, call: _Call) -> "Sequence[StoredEvent] | Exception":
+        try:
+            return decider.decide(call.asked)
+        except Exception as refusal:
+            return refusal
+
+
+def _shares(
+    chosen: "Sequence[Sequence[StoredEvent] | Exception]", ids: Sequence[int]
+) -> "list[Ids | Exception]":
+    """To each call the ids of its own events."""
+    shares: list[Ids | Exception] = []
+    start = 0
+    for one in chosen:
+        if isinstance(one, Exception):
+            shares.append(one)
+        else:
+            shares.append(ids[start : start + len(one)])
+            start += len(one)
+    return shares

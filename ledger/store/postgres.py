@@ -7,9 +7,10 @@ it as StorageError, with what to do; passwords never appear in a message.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg import Connection
@@ -145,18 +146,15 @@ class PostgresEntryLog:
                 return None  # not a UUID: no event has that id
         return None if row is None else int(row[0])
 
-    def entry_of(self, event_id: str) -> bytes | None:
+    def entries_of(self, event_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
         with lend(self._pool) as connection:
-            try:
-                row = connection.execute(
-                    "SELECT notification_id, recorded_at, state FROM stored_events"
-                    " WHERE event_id = %s::uuid",
-                    [event_id],
-                    binary=True,
-                ).fetchone()
-            except psycopg.DataError:
-                return None  # not a UUID: no event has that id
-        return None if row is None else encode_entry(row[0] - 1, row[1], row[2])
+            rows = connection.execute(
+                "SELECT event_id, notification_id, recorded_at, state FROM stored_events"
+                " WHERE event_id = ANY(%s::uuid[])",
+                [list(event_ids)],
+                binary=True,
+            ).fetchall()
+        return {event: encode_entry(id - 1, at, state) for event, id, at, state in rows}
 
     def wait(self, size: int, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s

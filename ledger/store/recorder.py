@@ -66,10 +66,6 @@ class ReplayedEvent(IntegrityError, Conflict):
     """An event with that id is in the log: deciding again cannot help."""
 
 
-class StaleView(IntegrityError, Conflict):
-    """The log is longer than the caller expected: catch up and decide again."""
-
-
 class StoreUnavailable(OperationalError, StorageError):
     """PostgreSQL stayed away for MAX_OUTAGE_S: the fate of the append is unknown."""
 
@@ -118,8 +114,10 @@ class GapFreeRecorder(PostgresApplicationRecorder):
         raise NotSupportedError("tables come from migrations/: set CREATE_TABLE=n")
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Placed | None:
-        """Store all or none. Raises StaleVersion or ReplayedEvent; with `expected_size` given
-        (entries of the log that the caller has seen), StaleView when the log has another size.
+        """Store all or none. Raises StaleVersion or ReplayedEvent.
+
+        With `expected_size` (entries of the log that the caller has seen) None is the answer, and
+        nothing was stored, when the log has another size by now.
 
         StoreUnavailable means that PostgreSQL did not come back: repeating the same call later is
         safe, since events already stored are refused as what they are.
@@ -133,7 +131,10 @@ class GapFreeRecorder(PostgresApplicationRecorder):
         while True:
             try:
                 try:
-                    return self._append(stored_events, event_ids, expected_size)
+                    stored = self._append(stored_events, event_ids, expected_size)
+                    if stored is None and in_doubt:
+                        return self._stored_as(stored_events, event_ids)
+                    return stored
                 except IntegrityError:
                     stored = self._stored_as(stored_events, event_ids) if in_doubt else None
                     if stored is None:
@@ -149,6 +150,19 @@ class GapFreeRecorder(PostgresApplicationRecorder):
             time.sleep(RETRY_WAIT_S)
             self._drop_dead_connections()
 
+    def select_streams(self, streams: Sequence[UUID]) -> list[StoredEvent]:
+        """All events of several streams, each stream's in order."""
+        with self.datastore.get_connection() as connection:
+            rows = connection.execute(
+                "SELECT originator_id, originator_version, topic, state"  # noqa: S608
+                f" FROM {TABLE} WHERE originator_id = ANY(%b::uuid[])"
+                " ORDER BY originator_id, originator_version",
+                [list(streams)],
+                binary=True,
+                prepare=True,
+            ).fetchall()
+        return [StoredEvent(**row) for row in rows]
+
     def subscribe(
         self, gt: int | None = None, topics: Sequence[str] = ()
     ) -> Subscription[ApplicationRecorder]:
@@ -159,7 +173,7 @@ class GapFreeRecorder(PostgresApplicationRecorder):
         events: Sequence[StoredEvent],
         event_ids: Sequence[UUID | None],
         expected_size: int | None,
-    ) -> Placed:
+    ) -> Placed | None:
         with self.datastore.get_connection() as connection:
             try:
                 row = connection.execute(
@@ -183,7 +197,7 @@ class GapFreeRecorder(PostgresApplicationRecorder):
         assert row is not None
         first = row["first_index"]
         if first is None:
-            raise StaleView(f"the log has not {expected_size} entries any more; catch up")
+            return None
         return Placed(range(first + 1, first + 1 + len(events)), row["at_us"])
 
     def _conflict(

@@ -38,7 +38,6 @@ from ledger.store.recorder import (
     GapFreeRecorder,
     ReplayedEvent,
     StaleVersion,
-    StaleView,
     StoreUnavailable,
 )
 from tests.pg import fresh_database
@@ -180,8 +179,7 @@ def test_stale_version_and_replay_are_told_apart(recorder: GapFreeRecorder) -> N
 def test_events_are_stored_at_the_expected_size_or_not_at_all(recorder: GapFreeRecorder) -> None:
     first = recorder.insert_events([_event(), _event()], expected_size=0)
     assert first == [1, 2]
-    with pytest.raises(StaleView):
-        recorder.insert_events([_event()], expected_size=1)
+    assert recorder.insert_events([_event()], expected_size=1) is None
     assert recorder.max_notification_id() == 2
     second = recorder.insert_events([_event()], expected_size=2)
     assert first is not None
@@ -243,7 +241,7 @@ def _lose_after_commit(recorder: GapFreeRecorder, monkeypatch: pytest.MonkeyPatc
     real = recorder._append
     left = [1]
 
-    def append(*args: object) -> list[int]:
+    def append(*args: object) -> Any:
         ids = real(*args)  # type: ignore[arg-type]
         if left:
             left.pop()
@@ -281,7 +279,7 @@ def test_after_a_lost_answer_a_real_conflict_is_still_one(
     left = [1]
     real = recorder._append
 
-    def lost_before_commit(*args: object) -> list[int]:
+    def lost_before_commit(*args: object) -> Any:
         if left:
             left.pop()
             raise OperationalError("connection reset")

@@ -355,7 +355,7 @@ def test_an_answer_that_costs_nothing_needs_no_deposit(world: MemoryLedger) -> N
 def test_an_upper_case_origin_is_a_ledger_too() -> None:
     keeper = Actor(1, log="Example.ORG/Log")
     ledger = Ledger(
-        log="Example.ORG/Log", operator=keeper.id, clock=lambda: NOW, entry_of=lambda event: None
+        log="Example.ORG/Log", operator=keeper.id, clock=lambda: NOW, entries_of=lambda ids: {}
     )
     ledger.append(keeper.sign("ledger.opened", {"name": "x"}))
     ledger.append(keeper.sign("identity.registered", {"name": "x"}))

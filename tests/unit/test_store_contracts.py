@@ -101,9 +101,10 @@ def test_entry_log_finds_by_event_id(entry_log: tuple[EntryLog, Append]) -> None
     assert log.index_of(str(UUID(int=2))) == 2
     assert log.index_of(str(uuid4())) is None
     assert log.index_of("not a uuid") is None
-    assert [log.entry_of(str(UUID(int=2)))] == log.entries(2, 3)
-    assert log.entry_of(str(uuid4())) is None
-    assert log.entry_of("not a uuid") is None
+    one, two = UUID(int=1), UUID(int=2)
+    [first], [second] = log.entries(1, 2), log.entries(2, 3)
+    assert log.entries_of([two, uuid4(), one]) == {one: first, two: second}
+    assert log.entries_of([]) == {}
 
 
 def test_entry_log_wait_returns_at_once_when_longer(entry_log: tuple[EntryLog, Append]) -> None:
