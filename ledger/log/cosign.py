@@ -202,12 +202,16 @@ class Cosigners:
             threading.Thread(
                 target=self._visit, args=(party, round), name=f"witness {party.name}", daemon=True
             ).start()
-        end = time.monotonic() + self._timeout_s
+        end, met = time.monotonic() + self._timeout_s, False
         with round.changed:
-            while round.pending and time.monotonic() < end:
-                round.changed.wait(end - time.monotonic())
-                if self.policy.quorum and self.policy.satisfied_by({*have, *round.lines}):
-                    end = min(end, time.monotonic() + GRACE_S)
+            while round.pending and (left := end - time.monotonic()) > 0:
+                # Looked at before each wait: some may have answered before the first one.
+                if not met and self.policy.quorum:
+                    met = self.policy.satisfied_by({*have, *round.lines})
+                    if met:
+                        end = min(end, time.monotonic() + GRACE_S)
+                        continue
+                round.changed.wait(left)
 
     def _visit(self, party: _Party, round: _Round) -> None:
         line: SignatureLine | None = None
