@@ -13,9 +13,19 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from ledger.api import problems
-from ledger.api.routes import blobs, catalogue, events, health, lineage, log, money, openai
+from ledger.api.direct import refuse_nul
+from ledger.api.routes import (
+    blobs,
+    catalogue,
+    events,
+    health,
+    lineage,
+    log,
+    money,
+    openai,
+    verifier,
+)
 from ledger.api.services import Services
-from ledger.errors import InvalidEvent
 
 # More than the database has connections for: appends that wait for one group commit hold a thread
 # each and no connection, and the commit is the larger the more of them wait.
@@ -37,7 +47,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for module in (health, events, blobs, catalogue, money, lineage, openai, log):
+    for module in (health, events, blobs, catalogue, money, lineage, openai, log, verifier):
         app.include_router(module.router)
     _measure(app)
     return app
@@ -60,6 +70,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _refuse_nul(request: Request) -> None:
-    """No id holds NUL, and PostgreSQL's text cannot: one check for every path and query."""
-    if "\0" in request.url.path or b"%00" in request.scope["query_string"]:
-        raise InvalidEvent("a path or query holds a NUL character; no id here does")
+    refuse_nul(request)

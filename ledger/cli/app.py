@@ -16,14 +16,17 @@ from ledger.cli import (
     contributions,
     datanets,
     demo,
+    evidence,
     identities,
     keys,
     log,
+    monitor,
     periods,
     projections,
     receipts,
     runs,
     service,
+    verifier,
     witness,
 )
 from ledger.cli.context import err
@@ -37,12 +40,14 @@ app = typer.Typer(
 )
 for module in (
     keys, identities, datanets, contributions, runs, adapters, accounts, periods, log, projections,
-    witness, receipts,
+    verifier,
+    witness, receipts, evidence,
 ):  # fmt: skip
     app.add_typer(module.app)
 service.register(app)
 demo.register(app)
 log.register(app)
+monitor.register(app)
 
 
 def run() -> None:

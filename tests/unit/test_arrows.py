@@ -32,8 +32,10 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "ledger.store": ({"ledger.errors", "ledger.domain", "ledger.ports", "ledger.files"}, None),
     "ledger.chain": ({"ledger.errors", "ledger.domain", "ledger.ports"}, None),
+    "ledger.console": ({"ledger.errors"}, set()),
     "ledger.api": (
         {
+            "ledger.console",
             "ledger.errors", "ledger.domain", "ledger.ports", "ledger.config", "ledger.aggregates",
             "ledger.log", "projections",
         },
@@ -41,6 +43,7 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "ledger.cli": (
         {
+            "ledger.console",
             "ledger.errors", "ledger.domain", "ledger.ports", "ledger.config", "ledger.client",
             "ledger.remote", "ledger.aggregates", "ledger.log", "ledger.verify", "ledger.bootstrap",
             "ledger.files", "ledger.processes", "ledger.store.migrate", "projections",

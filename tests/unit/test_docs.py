@@ -26,7 +26,17 @@ import pytest
 import typer
 
 from ledger import errors
-from ledger.api.routes import blobs, catalogue, events, health, lineage, log, money, openai
+from ledger.api.routes import (
+    blobs,
+    catalogue,
+    events,
+    health,
+    lineage,
+    log,
+    money,
+    openai,
+    verifier,
+)
 from ledger.cli.app import app
 from ledger.config import Settings, load_settings
 from ledger.domain.events import CATALOGUE
@@ -116,7 +126,7 @@ def test_every_route_and_no_other() -> None:
     documented = [code(row[0]) for row in table(section(FORMATS, "HTTP API"))]
     there = [
         f"{method} {route.path.replace(':path', '')}"  # type: ignore[attr-defined]
-        for module in (health, events, blobs, catalogue, money, lineage, openai, log)
+        for module in (health, events, blobs, catalogue, money, lineage, openai, log, verifier)
         for route in module.router.routes
         for method in route.methods  # type: ignore[attr-defined]
     ]
@@ -159,8 +169,10 @@ def test_every_dependency_has_its_reason() -> None:
     for extra in project["project"]["optional-dependencies"].values():
         asked += extra
     names = {re.split(r"[\[<>=~!; ]", line)[0] for line in asked} - {project["project"]["name"]}
-    npm = json.loads((ROOT / "contracts" / "package.json").read_text("utf-8"))
-    names |= {*npm["dependencies"], *npm["optionalDependencies"]}
+    for folder in ("contracts", "ledger/console/verifier"):
+        npm = json.loads((ROOT / folder / "package.json").read_text("utf-8"))
+        kinds = ("dependencies", "devDependencies", "optionalDependencies")
+        names |= {name for kind in kinds for name in npm.get(kind, {})}
     reasons = section(DECISIONS, "Dependencies")
     assert {name for name in names if f"**{name}**" not in reasons} == set()
     given = set(re.findall(r"\*\*([a-z0-9@/-]+)\*\*", reasons))

@@ -1,0 +1,69 @@
+// Text written by strangers: how long it is and how it may be shown. Lengths are in Unicode code
+// points, as in ledger/domain, and not in UTF-16 units.
+
+const UNPRINTABLE = /[\p{C}\p{Z}]/u;
+const SPACE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]/;
+const NOT_IN_NAMES = /[\p{Z}\p{Cs}+\t-\r\x1c-\x1f\x85]/u;
+
+export const isString = (value) => typeof value === "string";
+export const isInteger = (value) => Number.isSafeInteger(value);
+export const isList = Array.isArray;
+export const isObject = (value) =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** Does the object have exactly these fields? */
+export function hasExactly(value, fields) {
+  return isObject(value) && Object.keys(value).length === fields.length &&
+    fields.every((name) => Object.hasOwn(value, name));
+}
+
+/** Is the text 'low' to 'high' code points long? */
+export function isWithin(text, low, high) {
+  if (text.length > 2 * high) return false;
+  const length = text.length <= low ? text.length : [...text].length;
+  return low <= length && length <= high;
+}
+
+/** Every control or otherwise unprintable character as '?', cut to 'limit' code points. */
+export function printable(text, limit = 80) {
+  let characters = [...text.slice(0, 2 * limit + 2)];
+  if (characters.length > limit) characters = [...characters.slice(0, limit - 1), "…"];
+  return characters.map((c) => (c !== " " && UNPRINTABLE.test(c) ? "?" : c)).join("");
+}
+
+export const isBlank = (text) => [...text].every((c) => SPACE.test(c));
+
+export function trim(text) {
+  let [start, end] = [0, text.length];
+  while (start < end && SPACE.test(text[start])) start++;
+  while (end > start && SPACE.test(text[end - 1])) end--;
+  return text.slice(start, end);
+}
+
+/** Key names of signed notes: not empty, no Unicode space, no plus sign. */
+export const isKeyName = (name) => name !== "" && !NOT_IN_NAMES.test(name);
+
+/** How long Python's `str` of a flat configuration is: the limit on one is stated in it. */
+export function pythonLength(value) {
+  if (value === true) return 4;
+  if (value === false) return 5;
+  if (isList(value)) return 2 + joined(value.map(pythonLength));
+  if (isObject(value)) {
+    return 2 + joined(Object.keys(value).map((k) => pythonLength(k) + 2 + pythonLength(value[k])));
+  }
+  if (!isString(value)) return String(value).length;
+  const quote = value.includes("'") && !value.includes('"') ? '"' : "'";
+  let length = 2;
+  for (const c of value) length += escapedLength(c, quote);
+  return length;
+}
+
+const joined = (lengths) =>
+  lengths.reduce((sum, length) => sum + length, 0) + 2 * Math.max(0, lengths.length - 1);
+
+function escapedLength(character, quote) {
+  if (character === quote || "\\\n\r\t".includes(character)) return 2;
+  if (character === " " || !UNPRINTABLE.test(character)) return 1;
+  const code = character.codePointAt(0);
+  return code <= 0xff ? 4 : code <= 0xffff ? 6 : 10;
+}
