@@ -50,7 +50,8 @@ class Promises:
         """
         terms = _read_terms(path)
         if not terms or terms[-1][1] != promise_s:
-            terms.append((now if terms else 0, promise_s))
+            # A clock that jumped back must not put the terms out of order.
+            terms.append((max(now, terms[-1][0]) if terms else 0, promise_s))
             value = {"format": PROMISES_FORMAT, "terms": terms}
             try:
                 write_durably(path, json.dumps(value).encode() + b"\n")
@@ -168,6 +169,8 @@ def _read_terms(path: Path) -> list[tuple[int, int]]:
             return terms
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError):
         pass
     raise ConfigError(

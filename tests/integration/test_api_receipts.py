@@ -1,25 +1,36 @@
 """Receipts over HTTP: the log's promise comes with the append, verifies, and comes again the same;
 waiting for inclusion gives the proof, or says that the event is stored."""
 
+import json
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from eth_account import Account
+from eth_account.messages import encode_typed_data
+from typer.testing import CliRunner, Result
 
+from ledger import bootstrap
 from ledger.api.app import THREADS
-from ledger.client import now_us
+from ledger.chain.receipts import receipt_typed_data
+from ledger.cli.app import app
+from ledger.client import Client, now_us
 from ledger.domain.canonical import canonical_json
 from ledger.domain.envelope import encode_entry, leaf_hash, sign_event
-from ledger.errors import BadSignature, NotYetIncluded
-from ledger.verify.note import parse_vkey
+from ledger.errors import BadSignature, Inconsistent, LedgerError, NotYetIncluded, VerificationError
+from ledger.verify.evidence import check_evidence, parse_evidence
+from ledger.verify.note import format_vkey, parse_skey, parse_vkey, vkey_of
 from ledger.verify.receipt import Receipt, verify_receipt
 from ledger.verify.tlog_proof import verify_tlog_proof
 from tests.api_world import LOG, LocalEngine, Service, key_of, service
 from tests.integration.test_api_events import net, problem, signed
+from tests.unit.receipt_world import History, mirror
 
 JSON = {"content-type": "application/json"}
 PROMISE_US = 60_000_000
@@ -187,8 +198,6 @@ def test_without_a_sequencer_the_event_is_stored_and_the_answer_says_so(
 
 
 def test_another_log_s_key_does_not_verify(api: Service) -> None:
-    from ledger.verify.note import vkey_of
-
     with api.http() as http:
         receipt = http.post("/v1/events", content=signed()).json()["receipt"]
     with pytest.raises(BadSignature):
@@ -207,3 +216,164 @@ def test_a_refused_event_has_no_receipt(api: Service) -> None:
     with api.http() as http:
         found = problem(http.post("/v1/events?wait=included", content=raw), 400)
     assert "receipt" not in found["extra"]
+
+
+# --- for contracts ----------------------------------------------------------------------------
+
+
+def test_where_contracts_stand_the_chain_key_signs_the_promise_too(
+    pg_url: str, tmp_path: Path
+) -> None:
+    contract = "0x" + "Ab" * 20
+    (tmp_path / "chain").mkdir()
+    (tmp_path / "chain" / "addresses.json").write_text(
+        json.dumps({"chain_id": 31_337, "anchor": contract, "development": True})
+    )
+    account = bootstrap.wallet_of(tmp_path / "keys" / "chain.key")
+    with service(pg_url, tmp_path, LocalEngine(), opened=False) as running:
+        raw = sign_event(
+            key_of("operator"), type="ledger.opened", log=LOG, body={"name": "n"}, id=uuid4(),
+            at=now_us(),
+        )  # fmt: skip
+        with running.http() as http:
+            answer = http.post("/v1/events", content=raw).json()["receipt"]
+            assert http.get("/v1/receipts/0").json() == answer, "RFC 6979: the same bytes"
+        receipt = verified(running, answer)
+    assert receipt.evm is not None
+    assert receipt.evm.signer == account.address.lower()
+    bootstrap.check_evm_receipt(receipt)
+    document = receipt_typed_data(receipt.promise, chain_id=31_337, contract=contract)
+    message = encode_typed_data(full_message=document)
+    assert Account.recover_message(message, signature=receipt.evm.sig) == account.address
+
+
+# --- the client and the command line ------------------------------------------------------------
+
+
+@pytest.fixture
+def home(api: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRIBUTARY_HOME", str(tmp_path))
+    monkeypatch.setenv("TRIBUTARY_API", api.url)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "me.key").write_text(bytes(key_of("owner")).hex())
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def kept(home: Path) -> list[Path]:
+    return sorted((home / "receipts").glob("*.json"))
+
+
+def appended(home: Path) -> Path:
+    """A datanet made on the command line; the file of its receipt."""
+    before = set(kept(home))
+    assert run("datanet", "create", "n", "--licence", "CC0-1.0").exit_code == 0
+    [path] = set(kept(home)) - before
+    return path
+
+
+def test_the_command_line_keeps_receipts_and_checks_them(api: Service, home: Path) -> None:
+    path = appended(home)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    verify_receipt(path.read_bytes(), parse_vkey(api.services.vkey))
+    api.settle()
+    done = run("receipt", "check", str(path), "--key", api.services.vkey)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("KEPT: the log holds entry")
+    assert "The key came from the log itself" not in done.stdout
+    shown = json.loads(run("receipt", "check", str(path), "--json").stdout)
+    assert shown["state"] == "kept"
+    assert any("The key came from the log itself" in line for line in shown["trusted"])
+    data = path.read_bytes()
+    path.unlink()
+    assert run("receipt", "get", path.stem).exit_code == 0
+    assert path.read_bytes() == data
+
+
+def test_an_altered_receipt_is_refused_with_exit_code_1(api: Service, home: Path) -> None:
+    path = appended(home)
+    value = json.loads(path.read_bytes())
+    path.write_bytes(canonical_json({**value, "included_by": value["included_by"] + 1}))
+    api.settle()
+    done = run("receipt", "check", str(path))
+    assert isinstance(done.exception, BadSignature)
+    assert done.exception.exit_code == 1
+    missing = run("receipt", "check", str(home / "none.json"))
+    assert isinstance(missing.exception, LedgerError)
+    assert missing.exception.exit_code == 4
+
+
+def test_a_receipt_is_pending_until_the_log_shows_more(
+    api: Service, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = mirrored(api, tmp_path_factory.mktemp("mirror"))
+    path = appended(home)
+    done = run("receipt", "check", str(path), "--log", str(folder))
+    assert done.exit_code == 6, done.output
+    assert done.stdout.startswith("PENDING")
+    assert not list(path.parent.glob("*evidence*"))
+    mirrored(api, folder)
+    assert run("receipt", "check", str(path), "--log", str(folder)).exit_code == 0
+
+
+def test_a_fork_that_dropped_the_entry_leaves_evidence(
+    api: Service, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The log's own key signs a history without the entry, and a mirror serves it."""
+    path = appended(home)
+    index = json.loads(path.read_bytes())["first_index"]
+    folder = forked_without(api, index, tmp_path_factory.mktemp("fork"))
+    done = run("receipt", "check", str(path), "--log", str(folder))
+    assert done.exit_code == 1, done.output
+    assert done.stdout.startswith("BROKEN")
+    evidence = parse_evidence(path.with_name(f"{path.stem}.evidence.json").read_bytes())
+    assert evidence.kind == "broken-receipt"
+    checked = check_evidence(evidence, api.services.vkey)
+    assert checked.facts["conclusive"]
+    assert checked.facts["index"] == index
+    with pytest.raises(VerificationError):
+        check_evidence(evidence, format_vkey(vkey_of(LOG, key_of("mallory"))))
+
+
+def test_a_ledger_that_answers_for_other_bytes_is_not_believed(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issue = api.services.receipts.issue
+
+    def other(**given: Any) -> dict[str, Any]:
+        return issue(**{**given, "leaf_hashes": [bytes(32)]})
+
+    monkeypatch.setattr(api.services.receipts, "issue", other)
+    with (
+        Client(api.url, key=key_of("owner")) as client,
+        pytest.raises(Inconsistent, match="do not count on it"),
+    ):
+        client.append("datanet.created", net())
+
+
+def test_the_client_waits_for_the_proof(api: Service) -> None:
+    found: dict[UUID, Mapping[str, Any]] = {}
+    with Client(api.url, key=key_of("owner"), keep_receipt=found.__setitem__) as client:
+        answer = client.append_event("datanet.created", net(), wait=True)
+        assert client.receipt(answer["index"]) == answer["receipt"]
+    assert [str(event) for event in found] == [answer["event"]]
+    assert answer["proof"].startswith("c2sp.org/tlog-proof@v1\n")
+
+
+def mirrored(api: Service, folder: Path) -> Path:
+    """The log's files as they are now, in a folder."""
+    return mirror(api.services.log_files, api.settle(), api.services.vkey, folder)
+
+
+def forked_without(api: Service, index: int, folder: Path) -> Path:
+    """Another history, without that entry and one longer, signed by the log's own key."""
+    text = api.services.settings.key_file(bootstrap.LOG_KEY).read_text()
+    fork = History(folder / "memory", [], origin=LOG, key=parse_skey(text.strip())[1])
+    entries = api.services.entries.entries(0, api.settle())
+    for entry in [*entries[:index], *entries[index + 1 :]]:
+        fork.log.append(entry[16:], recorded_at=int.from_bytes(entry[8:16], "big"))
+    fork.append(b"one more", b"and another")
+    return fork.folder(folder / "log")

@@ -42,20 +42,22 @@ IN_TIME, LATE = INCLUDED_BY // 1_000_000, INCLUDED_BY // 1_000_000 + 1
 class History:
     """A log with these entries, signed to its end."""
 
-    def __init__(self, memory: Path, entries: Sequence[bytes]) -> None:
+    def __init__(
+        self, memory: Path, entries: Sequence[bytes], *, origin: str = LOG, key: SigningKey = KEY
+    ) -> None:
         self.log, self.tiles = MemoryEntryLog(), MemoryTileStore()
-        self.signer = LogSigner(origin=LOG, key=KEY, state_path=memory / "signed.json")
+        self.signer = LogSigner(origin=origin, key=key, state_path=memory / "signed.json")
         self.sequencer = Sequencer(
             log=self.log, tiles=self.tiles, signer=self.signer, clock=lambda: RECORDED_AT
         )
         self.issuer = ReceiptIssuer(
-            origin=LOG, sign=self.signer.sign_receipt, promises=Promises([(0, PROMISE_S)])
+            origin=origin, sign=self.signer.sign_receipt, promises=Promises([(0, PROMISE_S)])
         )
         self.append(*entries)
 
-    def append(self, *entries: bytes) -> None:
+    def append(self, *entries: bytes, recorded_at: int = RECORDED_AT) -> None:
         for entry in entries:
-            self.log.append(entry, recorded_at=RECORDED_AT)
+            self.log.append(entry, recorded_at=recorded_at)
         self.sequencer.step()
 
     @property
@@ -88,22 +90,25 @@ class History:
         return judge(receipt, VKEY, note=note, shown=shown, now=now, policy=policy)
 
     def folder(self, path: Path) -> Path:
-        """Its files as tlog-tiles has them, those of the newest size, and the key."""
         files = LogFiles(log=self.log, tiles=self.tiles)
-        size, level, names = self.newest.size, 0, ["checkpoint"]
-        while size >> (TILE_HEIGHT * level):
-            hashes = size >> (TILE_HEIGHT * level)
-            names += [
-                tile_path(Tile(level=level, n=n, width=min(TILE_WIDTH, hashes - n * TILE_WIDTH)))
-                for n in range(-(-hashes // TILE_WIDTH))
-            ]
-            level += 1
-        for name in names:
-            target = path / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(files.serve_path(name)[0])
-        (path / "vkey").write_text(f"{format_vkey(VKEY)}\n")
-        return path
+        return mirror(files, self.newest.size, self.signer.vkey_text, path)
+
+
+def mirror(files: LogFiles, size: int, vkey: str, path: Path) -> Path:
+    """A log's files as tlog-tiles has them, those of a tree of `size`, and its key."""
+    level, names = 0, ["checkpoint"]
+    while hashes := size >> (TILE_HEIGHT * level):
+        names += [
+            tile_path(Tile(level=level, n=n, width=min(TILE_WIDTH, hashes - n * TILE_WIDTH)))
+            for n in range(-(-hashes // TILE_WIDTH))
+        ]
+        level += 1
+    for name in names:
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(files.serve_path(name)[0])
+    (path / "vkey").write_text(f"{vkey}\n")
+    return path
 
 
 def entries(count: int, *, other: int | None = None) -> list[bytes]:
