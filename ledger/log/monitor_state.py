@@ -31,7 +31,7 @@ from ledger.verify.checkpoint import Checkpoint, open_checkpoint
 from ledger.verify.encoding import decode_base64, encode_base64
 from ledger.verify.fields import count_of, object_of, text_of
 from ledger.verify.merkle import HASH_BYTES
-from ledger.verify.note import VerifierKey, format_vkey
+from ledger.verify.note import VerifierKey, format_vkey, parse_vkey
 from ledger.verify.tiles import TILE_WIDTH, tiles_of
 
 FORMAT = "tributary/monitor-state/v1"
@@ -82,6 +82,19 @@ def edge_of(size: int, tiles: Mapping[tree.TileId, bytes]) -> dict[tree.TileId, 
     return {id: tiles[id] for id in wanted}
 
 
+def followed(path: Path) -> VerifierKey | None:
+    """The key that the monitor of that folder has followed so far; ConfigError when damaged."""
+    try:
+        value = object_of(parse_canonical((path / STATE_FILE).read_bytes()), _FIELDS, "the state")
+        return parse_vkey(text_of(value["vkey"], "vkey"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {path / STATE_FILE}: {error.strerror}") from error
+    except LedgerError as error:
+        raise ConfigError(f"{path / STATE_FILE} is damaged: {error}") from error
+
+
 class MonitorFolder:
     """The folder of one monitor of one log: its state, its lock, its evidence."""
 
@@ -106,6 +119,10 @@ class MonitorFolder:
             yield
         finally:
             os.close(descriptor)
+
+    def evidence_files(self) -> int:
+        """How many there are already."""
+        return len(list(self.evidence.glob("*.json")))
 
     def load(self) -> MonitorState:
         """The state; a fresh one where there is none yet. ConfigError when it is damaged, or about
