@@ -2,7 +2,7 @@
 
 `Authorization: Bearer trib_...` names an actor; routes that need one depend on `caller`. Reading
 the public parts of the ledger needs nobody's leave. Every caller (by actor, else by address) has a
-moving window of `requests_per_minute`.
+sliding window of `requests_per_minute`: two counters, however many requests it allows.
 """
 
 import math
@@ -10,9 +10,10 @@ import time
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import SlidingWindowCounterRateLimiter
 
 from ledger.api.services import Services, services
 from ledger.errors import Backpressure, Forbidden, Unauthenticated
@@ -20,13 +21,13 @@ from ledger.errors import Backpressure, Forbidden, Unauthenticated
 
 class RateLimit:
     def __init__(self, requests_per_minute: int) -> None:
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._item = RateLimitItemPerMinute(requests_per_minute)
 
     def hit(self, who: str, cost: int = 1) -> None:
         """Count `cost` requests; Backpressure when the window has no room for them."""
         if not self._limiter.hit(self._item, who, cost=cost):
-            # The window moves: there is room again when its oldest request leaves it.
+            # What counts of the window before this one fades until then.
             wait_s = self._limiter.get_window_stats(self._item, who).reset_time - time.time()
             raise Backpressure(
                 f"more than {self._item.amount} requests in a minute; wait and retry",
@@ -51,6 +52,13 @@ def optional_caller(request: Request, box: Annotated[Services, Depends(services)
         raise Unauthenticated("unknown credential; obtain one with `tributary login`")
     box.rate_limit.hit(actor)
     return actor
+
+
+async def caller_of(request: Request, box: Services) -> str | None:
+    """`optional_caller` on the event loop, with a thread only where the store must be asked."""
+    if "authorization" in request.headers:
+        return await run_in_threadpool(optional_caller, request, box)
+    return optional_caller(request, box)
 
 
 async def caller(actor: Annotated[str | None, Depends(optional_caller)]) -> str:

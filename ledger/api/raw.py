@@ -43,8 +43,8 @@ def _body(name: str, limit: int | None = None) -> Callable[[Request], Awaitable[
     return read
 
 
-EnvelopeBytes = Annotated[bytes, Depends(_body("MAX_ENVELOPE_BYTES", MAX_ENVELOPE_BYTES))]
-BatchBytes = Annotated[bytes, Depends(_body("MAX_BATCH_BYTES", MAX_BATCH_BYTES))]
+envelope_bytes = _body("MAX_ENVELOPE_BYTES", MAX_ENVELOPE_BYTES)
+batch_bytes = _body("MAX_BATCH_BYTES", MAX_BATCH_BYTES)
 LoginBytes = Annotated[bytes, Depends(_body("MAX_LOGIN_BYTES", MAX_LOGIN_BYTES))]
 ChatBytes = Annotated[bytes, Depends(_body("MAX_CHAT_BYTES", MAX_CHAT_BYTES))]
 BlobBytes = Annotated[bytes, Depends(_body("TRIBUTARY_MAX_BODY_BYTES"))]

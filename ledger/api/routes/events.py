@@ -1,17 +1,27 @@
 """Appending signed events, and reading them back."""
 
+import json
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 
 from ledger.aggregates.application import Appended
-from ledger.api.auth import Anyone, Box, Caller, address_of
-from ledger.api.raw import ENVELOPE, ENVELOPES, LOGIN, BatchBytes, EnvelopeBytes, LoginBytes
-from ledger.api.services import Services
+from ledger.api.appending import append_all
+from ledger.api.auth import Anyone, Box, Caller, address_of, caller_of
+from ledger.api.direct import DirectRoute, query, refuse_nul
+from ledger.api.raw import (
+    ENVELOPE,
+    ENVELOPES,
+    LOGIN,
+    LoginBytes,
+    batch_bytes,
+    envelope_bytes,
+)
+from ledger.api.services import Services, services
 from ledger.domain.envelope import decode_entry, leaf_hash
 from ledger.domain.events import MAX_INTEGER
 from ledger.domain.login import verify_login
@@ -19,10 +29,11 @@ from ledger.errors import InvalidEvent, NotFound, NotYetIncluded
 
 router = APIRouter(tags=["events"])
 
-Wait = Annotated[
-    Literal["included"] | None,
-    Query(description="`included`: answer when a checkpoint covers the event"),
-]
+WAIT = query(
+    "wait",
+    {"type": "string", "enum": ["included"]},
+    "`included`: answer when a checkpoint covers the event",
+)
 REPEATED: dict[int | str, dict[str, Any]] = {
     200: {"description": "These very bytes were recorded before: the same answer again"}
 }
@@ -30,37 +41,78 @@ READ_SPAN = 256
 """Entries read in one go where only some of them are wanted."""
 
 
-@router.post(
-    "/v1/events",
-    status_code=201,
-    summary="Append one signed event",
-    openapi_extra=ENVELOPE,
-    responses=REPEATED,
-)
-async def append(
-    raw: EnvelopeBytes, response: Response, who: Anyone, box: Box, wait: Wait = None
-) -> dict[str, Any]:
+async def append(request: Request) -> Response:
     """The body is the envelope, canonical JSON to the byte (docs/FORMATS.md). The signature is the
     authentication. Answers with the leaf index and a signed receipt; 201, or 200 where these very
     bytes were recorded before. With `wait=included` it answers when a checkpoint covers the event,
     with the proof."""
+    box = await services(request)
+    refuse_nul(request)
+    wait = _waits(request)
+    await caller_of(request, box)
+    raw = await envelope_bytes(request)
     if wait:
         box.inclusion.check_room()
-    answer, replayed = await run_in_threadpool(_append, box, raw)
-    if replayed:
-        response.status_code = 200
+    [one] = await append_all(box.ledger, [raw])
+    answer = _answer(one, _receipt(box, [one]))
     if wait:
-        proof = await box.inclusion.proof_of(answer["index"])
+        proof = await box.inclusion.proof_of(one.index)
         if proof is None:
             raise _not_yet(box, answer)
         answer["proof"] = proof.decode()
-    return answer
+    return _json(answer, 200 if one.replayed else 201)
 
 
-def _append(box: Services, raw: bytes) -> tuple[dict[str, Any], bool]:
-    one = box.ledger.append(raw)
-    event = one.envelope
+async def append_batch(request: Request) -> Response:
+    """One envelope a line. They are stored together, in this order, or not at all, and have one
+    receipt. Counts as that many requests."""
+    box = await services(request)
+    refuse_nul(request)
+    who = await caller_of(request, box)
+    lines = [line for line in (await batch_bytes(request)).split(b"\n") if line]
+    box.rate_limit.hit(who or address_of(request), cost=max(1, len(lines)))
+    appended = await append_all(box.ledger, lines)
     answer = {
+        "indexes": [one.index for one in appended],
+        "receipt": _receipt(box, appended),
+    }
+    return _json(answer, 200 if appended[0].replayed else 201)
+
+
+for path, endpoint, summary, told in (
+    ("/v1/events", append, "Append one signed event", {**ENVELOPE, "parameters": [WAIT]}),
+    ("/v1/events/batch", append_batch, "Append events, all or none", ENVELOPES),
+):
+    router.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        status_code=201,
+        summary=summary,
+        openapi_extra=told,
+        responses=REPEATED,
+        route_class_override=DirectRoute,
+    )
+
+
+def _waits(request: Request) -> bool:
+    wait = request.query_params.get("wait") if request.scope["query_string"] else None
+    if wait not in (None, "included"):
+        raise RequestValidationError(
+            [{"loc": ("query", "wait"), "msg": "must be 'included', or be left out"}]
+        )
+    return wait is not None
+
+
+def _json(value: Mapping[str, Any], status: int) -> Response:
+    # Pure ASCII, as everywhere else: a body may hold what only escapes can carry.
+    content = json.dumps(value, separators=(",", ":")).encode("ascii")
+    return Response(content, status, media_type="application/json")
+
+
+def _answer(one: Appended, receipt: dict[str, Any] | None) -> dict[str, Any]:
+    event = one.envelope
+    return {
         "index": one.index,
         "recorded_at": one.recorded_at,
         "leaf_hash": one.leaf_hash.hex(),
@@ -68,10 +120,9 @@ def _append(box: Services, raw: bytes) -> tuple[dict[str, Any], bool]:
         "type": event.type,
         "actor": event.actor,
         "at": event.at,
-        "body": dict(event.body),
-        "receipt": _receipt(box, [one]),
+        "body": event.body,
+        "receipt": receipt,
     }
-    return answer, one.replayed
 
 
 def _receipt(box: Services, appended: Sequence[Appended]) -> dict[str, Any] | None:
@@ -102,26 +153,6 @@ def _not_yet(box: Services, answer: dict[str, Any]) -> NotYetIncluded:
         event=event,
         receipt=answer["receipt"],
     )
-
-
-@router.post(
-    "/v1/events/batch",
-    status_code=201,
-    summary="Append events, all or none",
-    openapi_extra=ENVELOPES,
-    responses=REPEATED,
-)
-def append_batch(
-    raw: BatchBytes, request: Request, response: Response, who: Anyone, box: Box
-) -> dict[str, Any]:
-    """One envelope a line. They are stored together, in this order, or not at all, and have one
-    receipt. Counts as that many requests."""
-    lines = [line for line in raw.split(b"\n") if line]
-    box.rate_limit.hit(who or address_of(request), cost=max(1, len(lines)))
-    appended = box.ledger.append_all(lines)
-    if appended[0].replayed:
-        response.status_code = 200
-    return {"indexes": [one.index for one in appended], "receipt": _receipt(box, appended)}
 
 
 @router.get("/v1/receipts/{event}", summary="The receipt of a recorded event, again")
