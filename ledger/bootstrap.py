@@ -8,7 +8,7 @@ built here. The chain and worker rooms are imported inside the functions that ne
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,8 +38,10 @@ from ledger.log.prover import Prover
 from ledger.log.receipts import Promises, ReceiptIssuer
 from ledger.log.serving import LogFiles
 from ledger.log.signer import LogSigner
-from ledger.ports import BlobStore, Credentials, ServingEngine, TileStore
+from ledger.log.sources import StoreSource
+from ledger.ports import BlobStore, Credentials, RestoreSession, ServingEngine, TileStore
 from ledger.remote import HttpSource
+from ledger.store.archive import ArchiveOpener, PostgresArchive, restoring
 from ledger.store.blobs import FsspecBlobStore
 from ledger.store.credentials import PostgresCredentials
 from ledger.store.embedded import EmbeddedPostgres
@@ -47,6 +49,7 @@ from ledger.store.postgres import Pool, PostgresEntryLog, connect
 from ledger.store.recorder import GapFreeFactory, system_clock
 from ledger.store.rows import PgRowStore
 from ledger.store.tiles import PostgresTileStore
+from ledger.verify.note import VerifierKey
 from ledger.verify.policy import Policy, parse_policy
 from ledger.verify.receipt import EvmSignature, Promise, Receipt
 from projections.lineage_index import LineageIndex
@@ -136,6 +139,39 @@ def reachable_database(settings: Settings) -> Iterator[str]:
     else:
         with EmbeddedPostgres(settings.root) as server:
             yield server.url
+
+
+def log_key(settings: Settings) -> VerifierKey | None:
+    """The public key of the log that this home signs, if it has one; makes none."""
+    has_key = settings.key_file(LOG_KEY).exists()
+    return log_signer(settings).vkey if has_key else None
+
+
+@contextmanager
+def whole_log(settings: Settings, url: str, vkey: str) -> Iterator[StoreSource]:
+    """A database's log as files, all signed checkpoints included."""
+    archive = PostgresArchive(url, live=True)
+    try:
+        with store(settings.model_copy(update={"database_url": url}), name="export") as box:
+            files = LogFiles(log=box.entries, tiles=box.tiles)
+            yield StoreSource(files, archive=archive, vkey=vkey)
+    finally:
+        archive.close()
+
+
+@contextmanager
+def pictured(url: str) -> Iterator[ArchiveOpener]:
+    """One moment of a database, to be opened by any number of processes."""
+    archive = PostgresArchive(url)
+    try:
+        yield archive.opener()
+    finally:
+        archive.close()
+
+
+def empty_store(url: str) -> AbstractContextManager[RestoreSession]:
+    """Where an import goes: committed when the block is left without an error."""
+    return restoring(url)
 
 
 def database_stopped(settings: Settings) -> bool:

@@ -13,6 +13,7 @@ import typer
 from ledger.cli import (
     accounts,
     adapters,
+    audit,
     contributions,
     datanets,
     demo,
@@ -47,6 +48,7 @@ for module in (
 service.register(app)
 demo.register(app)
 log.register(app)
+audit.register(app)
 monitor.register(app)
 
 

@@ -1,4 +1,4 @@
-"""The log: its checkpoint, its entries, lineage bundles, and verifying them offline."""
+"""The log: its checkpoint, entries, lineage bundles and verifying them; export and import."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ledger.cli.context import Json, client, listing, out, show
-from ledger.errors import InvalidEvent
+from ledger.errors import ConfigError, InvalidEvent
 
 app = typer.Typer(name="log", no_args_is_help=True, help="The append-only log.")
 
@@ -60,6 +60,63 @@ def anchors(as_json: Json = False) -> None:
     with client() as ledger:
         found = list(ledger.pages("/v1/anchors"))
     listing(found, ["size", "root", "chain_id", "block_number", "tx_hash"], as_json=as_json)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write, or to go on in.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URL|DIR|DATABASE_URL", help="Else this home's database."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="VKEY", help="The log's key.")] = None,
+) -> None:
+    """Write the log as static files (c2sp.org/tlog-tiles); again: only what is new."""
+    from ledger.cli.places import to_copy
+    from ledger.config import load_settings
+    from ledger.log.export import export_log
+
+    with to_copy(source, key, load_settings()) as (found, vkey):
+        done = export_log(found, folder, vkey)
+    out.print(
+        f"{folder} serves {done.size} entries, root {done.root.hex()} (before: "
+        f"{done.previous_size}); {done.written} files written, {done.bytes_written} bytes",
+        markup=False,
+    )
+
+
+@app.command("import")
+def import_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `log export` wrote.")],
+    key: Annotated[str | None, typer.Option(metavar="VKEY", help="The log's key.")] = None,
+    signatures: Annotated[bool, typer.Option(help="Check each event's signature.")] = True,
+) -> None:
+    """Restore an empty database from an exported folder, whole or not at all."""
+    from ledger import bootstrap
+    from ledger.cli.places import folder_key
+    from ledger.config import load_settings
+    from ledger.log.restore import import_log
+    from ledger.log.sources import FolderSource
+    from ledger.store.migrate import migrate
+
+    settings, source = load_settings(), FolderSource(folder)
+    vkey = folder_key(source, key)
+    if vkey.name != settings.log_origin:
+        raise ConfigError(
+            f"the folder is the log {vkey.name}, this home is for {settings.log_origin}: set "
+            f"TRIBUTARY_LOG_ORIGIN={vkey.name}"
+        )
+    with bootstrap.reachable_database(settings) as url:
+        migrate(url)
+        done = import_log(source, vkey, bootstrap.empty_store(url), signatures=signatures)
+    out.print(
+        f"restored {done.size} entries and {done.checkpoints} checkpoints, root {done.root.hex()}",
+        markup=False,
+    )
+    out.print(
+        "Blobs, keys and the signer's memory are not in a log: restore them too, the memory from "
+        "this moment or a later one. The projector replays its views by itself."
+    )
 
 
 def register(root: typer.Typer) -> None:

@@ -45,14 +45,19 @@ class ArchiveOpener:
 
 
 class PostgresArchive:
-    """One connection and one snapshot; not thread-safe. Close it: a snapshot keeps rows alive."""
+    """One connection; not thread-safe. Close it: a snapshot keeps rows alive.
 
-    def __init__(self, url: str, *, snapshot: str | None = None) -> None:
+    One picture of the database, its own or the `snapshot` of another; `live`: always the newest.
+    """
+
+    def __init__(self, url: str, *, snapshot: str | None = None, live: bool = False) -> None:
         self.url = url
         with _storage_errors():
             self._connection: Connection[Any] = psycopg.connect(
                 url, autocommit=True, application_name="tributary archive"
             )
+            if live:
+                return
             self._connection.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if snapshot is not None:
                 self._connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
