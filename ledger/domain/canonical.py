@@ -21,7 +21,18 @@ MAX_DEPTH = 32
 
 # A string (or the rest of the input after an unclosed quote, so that no input is scanned twice), or
 # one bracket.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":")
+)
+_LAST_BMP = "\uffff"
+
+# UTF-8 of a character from U+E000 on. Below it, code points and UTF-16 code units order alike, so
+# that the standard library's encoder, in C, sorts keys as RFC 8785 wants it.
+_HIGH = re.compile(rb"[\xee-\xff]")
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":")
+)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -31,27 +42,20 @@ def canonical_json(value: Any) -> bytes:
     surrogate, or nesting deeper than MAX_DEPTH.
     """
     _check(value, 0)
-    try:
-        return _dump(value).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidEvent("a string holds a lone surrogate; send valid Unicode") from error
+    return _spell(value)
 
 
 def parse_canonical(data: bytes) -> Any:
     """The value of `data`, which must be canonical JSON to the byte; InvalidEvent otherwise."""
     _check_nesting(data)
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            parse_float=_no_float,
-            parse_constant=_no_float,
-            parse_int=_integer,
-        )
+        value = _DECODER.decode(data.decode("utf-8"))
     except InvalidEvent:
         raise
     except (ValueError, RecursionError) as error:
         raise InvalidEvent(f"not JSON in UTF-8: {error}; send RFC 8785 canonical JSON") from error
-    if canonical_json(value) != data:
+    # The decoder let nothing through that `_check` would refuse.
+    if _spell(value) != data:
         raise InvalidEvent(
             "the JSON is not canonical (RFC 8785): keys ordered by UTF-16 code unit, no spaces, "
             "no repeated keys, shortest escapes; serialise it again and sign those bytes"
@@ -73,6 +77,22 @@ def _check_nesting(data: bytes) -> None:
                 raise InvalidEvent(f"nested deeper than MAX_DEPTH = {MAX_DEPTH}")
         elif first in b"]}":
             depth -= 1
+
+
+def _spell(value: Any) -> bytes:
+    """The canonical form of a checked value."""
+    try:
+        spelled = _ENCODER.encode(value).encode("utf-8")
+        return _dump(value).encode("utf-8") if _HIGH.search(spelled) else spelled
+    except UnicodeEncodeError as error:
+        raise InvalidEvent("a string holds a lone surrogate; send valid Unicode") from error
+
+
+def _write(value: Any) -> str:
+    """The library's own writer, in C, orders keys by code point. That is the order by UTF-16 code
+    unit but for characters beyond the Basic Multilingual Plane; where there is one, ours writes."""
+    text = _ENCODER.encode(value)
+    return text if text.isascii() or max(text) <= _LAST_BMP else _dump(value)
 
 
 def _dump(value: Any) -> str:
@@ -122,8 +142,17 @@ def _check(value: Any, depth: int) -> None:
 def _integer(text: str) -> int:
     if len(text) > 17:
         raise InvalidEvent("an integer is beyond 2^53 - 1; write amounts as decimal strings")
-    return int(text)
+    value = int(text)
+    if abs(value) > MAX_SAFE_INTEGER:
+        raise InvalidEvent("an integer is beyond 2^53 - 1; write amounts as decimal strings")
+    return value
 
 
 def _no_float(text: str) -> NoReturn:
     raise InvalidEvent(f"{text[:40]} is a float; amounts are decimal strings, counts are integers")
+
+
+_DECODER = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float, parse_int=_integer)
+
+
+_DECODER = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float, parse_int=_integer)

@@ -55,6 +55,19 @@ def test_what_is_not_canonical_is_refused(bad: bytes) -> None:
         parse_canonical(bad)
 
 
+def test_keys_beyond_the_bmp_are_ordered_by_code_unit() -> None:
+    """U+1D54F comes before U+FFFF as UTF-16 has it, and after it by code point."""
+    right = '{"a":0,"\U0001d54f":1,"\uffff":{"\U0001d54f":2,"\uffff":3}}'.encode()
+    wrong = '{"a":0,"\uffff":{"\U0001d54f":2,"\uffff":3},"\U0001d54f":1}'.encode()
+    assert canonical_json(json.loads(right)) == canonical_json(json.loads(wrong)) == right
+    assert rfc8785.dumps(json.loads(right)) == right
+    assert parse_canonical(right) == json.loads(right)
+    for bad in (wrong, right.replace('"\U0001d54f":2,"\uffff":3'.encode(),
+                                     '"\uffff":3,"\U0001d54f":2'.encode())):  # fmt: skip
+        with pytest.raises(InvalidEvent, match="not canonical"):
+            parse_canonical(bad)
+
+
 @pytest.mark.parametrize("opener", [b"[", b'{"a":', b'[{"a":'])
 def test_deep_nesting_is_refused_before_the_parser_recurses(opener: bytes) -> None:
     """In a process whose recursion limit a library has raised, the C parser would crash."""
