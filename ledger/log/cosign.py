@@ -18,6 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +102,11 @@ class _Round:
     lines: dict[VerifierKey, SignatureLine] = field(default_factory=dict)
     pending: int = 0
 
+    def answered(self, policy: Policy) -> dict[VerifierKey, SignatureLine]:
+        """The lines that came so far, in the policy's order."""
+        with self.changed:
+            return {key: self.lines[key] for key in policy.keys if key in self.lines}
+
 
 class Cosigners:
     """The witnesses of one log. One sequencer uses it; `health` may be asked from any thread.
@@ -130,6 +136,7 @@ class Cosigners:
         self._withheld: str | None = None
         self._last = "no checkpoint was shown to the witnesses yet"
         self._next_recosign = 0.0
+        self._idle: _Round | None = None
 
     def collect(self, note: bytes, *, prove_from: ProveFrom) -> bytes:
         """The note with the cosignatures that it has and those that came within the time.
@@ -141,34 +148,41 @@ class Cosigners:
         head = parse_checkpoint(parsed.text)
         round = _Round(note=parsed, head=head, prove_from=prove_from)
         have = self._cosigned(parsed)
-        self._ask(round, [p for p in self._whom(have) if p.witness.key not in have], have)
-        with round.changed:
-            lines = [round.lines[k] for k in self.policy.keys if k in round.lines]
-            have = {*have, *round.lines}
-        self._judge(head, have)
-        merged = with_lines(parsed, lines)
+        self._start(round, [p for p in self._whom(have) if p.witness.key not in have])
+        self._wait(round, have)
+        lines = round.answered(self.policy)
+        self._judge(head, {*have, *lines})
+        merged = with_lines(parsed, list(lines.values()))
         return format_note(merged.text, merged.signatures)
 
     def recosign(self, note: bytes, *, prove_from: ProveFrom) -> bytes | None:
-        """A published note with more cosignatures; None when there are no more to be had now.
+        """A published note with more cosignatures; None when there are no more yet.
 
-        For a witness that was away when the checkpoint went out. Asks at most every RECOSIGN_S.
+        For a witness that was away when the checkpoint went out. Never waits: it starts to ask, at
+        most every RECOSIGN_S, and a later call has what came meanwhile.
         """
-        now = time.monotonic()
-        if now < self._next_recosign:
-            return None
-        self._next_recosign = now + RECOSIGN_S
         parsed = parse_note(note)
         have = self._cosigned(parsed)
-        if all(party.witness.key in have for party in self._parties):
-            self._judge(parse_checkpoint(parsed.text), have)
-            return None
-        try:
-            fuller = self.collect(note, prove_from=prove_from)
-        except Unavailable as error:
-            logger.info("the newest checkpoint stays as it is: %s", error)
-            return None
-        return fuller if fuller != note else None
+        asked = self._idle if self._idle and self._idle.note.text == parsed.text else None
+        lines = asked.answered(self.policy) if asked else {}
+        if asked and not all(key in have for key in lines):
+            with suppress(Unavailable):  # it is out already; `health` says what is missing
+                self._judge(asked.head, {*have, *lines})
+            merged = with_lines(parsed, list(lines.values()))
+            return format_note(merged.text, merged.signatures)
+        self._ask_when_due(parsed, have, prove_from)
+        return None
+
+    def _ask_when_due(
+        self, note: Note, have: Collection[VerifierKey], prove_from: ProveFrom
+    ) -> None:
+        now = time.monotonic()
+        missing = [p for p in self._whom(have) if p.witness.key not in have]
+        if missing and now >= self._next_recosign:
+            self._next_recosign = now + RECOSIGN_S
+            head = parse_checkpoint(note.text)
+            self._idle = _Round(note=note, head=head, prove_from=prove_from)
+            self._start(self._idle, missing)
 
     def health(self) -> tuple[bool, str]:
         """Whether checkpoints come through, and what the witnesses said last."""
@@ -191,17 +205,18 @@ class Cosigners:
             return awake
         return [p for p in free if p in awake or not p.conflict]
 
-    def _ask(self, round: _Round, parties: Sequence[_Party], have: Collection[VerifierKey]) -> None:
-        """Ask each on a thread of its own; back when all answered, or the time is over.
-
-        A thread that is late goes on and then frees its party: its line is too late for this note.
-        """
+    def _start(self, round: _Round, parties: Sequence[_Party]) -> None:
+        """Ask each on a thread of its own. One that is late goes on, and then frees its party: its
+        line is too late for this note."""
         round.pending = len(parties)
         for party in parties:
             party.busy = True
             threading.Thread(
                 target=self._visit, args=(party, round), name=f"witness {party.name}", daemon=True
             ).start()
+
+    def _wait(self, round: _Round, have: Collection[VerifierKey]) -> None:
+        """Until all answered, or the time is over, or the quorum is met and GRACE_S has passed."""
         end, met = time.monotonic() + self._timeout_s, False
         with round.changed:
             while round.pending and (left := end - time.monotonic()) > 0:

@@ -388,8 +388,8 @@ def test_a_witness_that_was_away_is_added_when_the_log_is_idle(
     assert house.sequencer.complete() == first  # it failed a moment ago, and is left alone
     assert len(net.calls) == asked
     now[0] += room.RECOSIGN_S + 1
-    fuller = house.sequencer.complete()
-    assert fuller == house.tiles.latest()
+    _until(lambda: house.sequencer.complete() != first)
+    fuller = house.tiles.latest()
     assert fuller
     assert names(fuller.note) == [ORIGIN, "a.example", "b.example"]
     assert (fuller.size, fuller.root, fuller.signed_at) == (first.size, first.root, first.signed_at)
@@ -397,6 +397,30 @@ def test_a_witness_that_was_away_is_added_when_the_log_is_idle(
     asked = len(net.calls)
     assert house.sequencer.complete() == fuller  # nobody is missing: nobody is asked
     assert len(net.calls) == asked
+
+
+def test_an_idle_log_does_not_wait_for_the_silent(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries that come while a witness that was away is asked again must not wait for it."""
+    monkeypatch.setattr(room, "RECOSIGN_S", 0.0)
+    monkeypatch.setattr(room, "MAX_PAUSE_S", 0.01)
+    house = House(net, required=False)
+    net.faults["b"] = away
+    house.grow(5)
+    house.sequencer.step()
+    held = threading.Event()
+    net.faults["b"] = lambda *args: (held.wait(10), net.honest("b", *args))[1]
+    time.sleep(0.05)
+    began = time.monotonic()
+    house.sequencer.complete()
+    house.grow(1)
+    newer = house.sequencer.step()
+    assert time.monotonic() - began < 0.5
+    held.set()
+    assert newer
+    assert names(newer.note) == [ORIGIN, "a.example"]
+    _until(lambda: "b.example" in names(house.sequencer.complete().note))  # type: ignore[union-attr]
 
 
 def test_the_running_sequencer_completes_and_withholds(
