@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ledger.errors import LedgerError, NotFound
-from ledger.verify.bundle import MAX_BUNDLE_BYTES, verify_bundle
+from ledger.verify.bundle import MAX_BUNDLE_BYTES, STEP_NAMES, verify_bundle
 from ledger.verify.encoding import printable
+from ledger.verify.policy import MAX_POLICY_BYTES, Policy, parse_policy
 
 MAX_MESSAGE_CHARS = 2_000
 BUG_EXIT_CODE = 8
@@ -22,9 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         verdict = verify_bundle(
-            _read(arguments.file),
+            _read(arguments.file, MAX_BUNDLE_BYTES),
             trusted_vkey=arguments.key,
             witness_vkeys=arguments.witness,
+            policy=_policy(arguments.policy),
             require_l1=arguments.require_l1,
         )
     except LedgerError as error:
@@ -50,18 +52,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--witness", metavar="VKEY", action="append", default=[], help="a witness you know"
     )
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="a witness policy (c2sp.org/tlog-policy): fail unless its quorum cosigned",
+    )
     parser.add_argument("--require-l1", action="store_true", help="fail unless the L1 part checks")
     parser.add_argument("--json", action="store_true", help="the verdict as JSON")
     return parser
 
 
-def _read(name: str) -> bytes:
-    """At most one byte more than a bundle may have: enough to be refused."""
+def _policy(name: str | None) -> Policy | None:
+    return None if name is None else parse_policy(_read(name, MAX_POLICY_BYTES))
+
+
+def _read(name: str, limit: int) -> bytes:
+    """At most one byte more than there may be: enough to be refused."""
     try:
         if name == "-":
-            return sys.stdin.buffer.read(MAX_BUNDLE_BYTES + 1)
+            return sys.stdin.buffer.read(limit + 1)
         with Path(name).open("rb") as file:
-            return file.read(MAX_BUNDLE_BYTES + 1)
+            return file.read(limit + 1)
     except OSError as error:
         raise NotFound(f"cannot read {printable(name)}: {error.strerror}") from error
 
@@ -70,9 +81,15 @@ def _failed(error: LedgerError, *, as_json: bool) -> int:
     if as_json:
         problem = {"verified": False, "error": error.slug, "message": str(error)}
         print(json.dumps({**problem, "detail": error.detail}, indent=2, default=str))
-    else:
-        message = printable(str(error), MAX_MESSAGE_CHARS)
-        print(f"NOT VERIFIED: {error.title.lower()}: {message}", file=sys.stderr)
+        return error.exit_code
+    message = printable(str(error), MAX_MESSAGE_CHARS)
+    print(f"NOT VERIFIED: {error.title.lower()}: {message}", file=sys.stderr)
+    step = error.detail.get("step")
+    if isinstance(step, int):
+        print(
+            f"It failed in step {step}, {STEP_NAMES[step]}. Believe nothing that the file says.",
+            file=sys.stderr,
+        )
     return error.exit_code
 
 

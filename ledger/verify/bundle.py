@@ -34,7 +34,18 @@ from ledger.verify.lineage import Lineage, check_lineage
 from ledger.verify.merkle import verify_consistency, verify_inclusion
 from ledger.verify.note import VerifierKey, parse_vkey
 from ledger.verify.payouts import check_payouts
-from ledger.verify.sentences import say_l1, say_proven, say_trusted
+from ledger.verify.policy import Policy
+from ledger.verify.sentences import Found, say_l1, say_proven, say_trusted
+from ledger.verify.sentences_v2 import (
+    doubt_disclosed,
+    doubt_payouts,
+    facts_disclosed,
+    facts_payouts,
+    say_disclosed,
+    say_payouts,
+)
+from ledger.verify.statement import Statement, check_fees, statements
+from ledger.verify.subjects import count
 from ledger.verify.verdict import Step, Verdict
 
 __all__ = ["FORMAT", "FORMAT_V2", "MAX_BUNDLE_BYTES", "STEP_NAMES", "verify_bundle"]
@@ -59,12 +70,14 @@ def verify_bundle(
     *,
     trusted_vkey: str | None = None,
     witness_vkeys: Sequence[str] = (),
+    policy: Policy | None = None,
     require_l1: bool = False,
 ) -> Verdict:
     """Verify a bundle; the verdict says what was proven and what is left to trust.
 
     1. Parse: the bytes are one bundle in its one spelling, within the named limits.
-    2. Checkpoint: the log's key (`trusted_vkey`, else the bundle's own) signed origin, size, root.
+    2. Checkpoint: the log's key (`trusted_vkey`, else the bundle's own) signed origin, size, root;
+       where there is a `policy`, it names that key (if any) and its quorum of witnesses cosigned.
     3. Inclusion: every entry hashes up to that root at its index, and says that index itself.
     4. Events: every entry is a well-formed event of the catalogue, made for this log, signed by
        its actor.
@@ -76,23 +89,45 @@ def verify_bundle(
     8. Version 2, payouts: each line is under the root that its period was closed with (skipped when
        a keccak library is missing).
 
-    Raises a VerificationError that names what failed. Nothing else, whatever `data` holds.
+    Raises a VerificationError that names what failed, in `detail["step"]` the step too. Nothing
+    else, whatever `data` holds.
     """
+    steps: list[Step] = []
+    try:
+        return _verify(data, steps, trusted_vkey, witness_vkeys, policy, require_l1=require_l1)
+    except VerificationError as error:
+        error.detail["step"] = len(steps) + 1
+        raise
+
+
+def _verify(
+    data: bytes,
+    steps: list[Step],
+    trusted_vkey: str | None,
+    witness_vkeys: Sequence[str],
+    policy: Policy | None,
+    *,
+    require_l1: bool,
+) -> Verdict:
     # 1. Parse.
     bundle = parse_bundle(data)
-    steps = [_step(1, f"{bundle.format}, {len(data)} bytes, {len(bundle.entries)} entries")]
+    steps.append(_step(1, f"{bundle.format}, {len(data)} bytes"))
 
-    # 2. Checkpoint signature.
-    key = _log_key(bundle, trusted_vkey)
-    witnesses = [parse_vkey(vkey) for vkey in witness_vkeys]
-    opened = open_checkpoint(bundle.checkpoint, key, origin=bundle.log, witnesses=witnesses)
+    # 2. Checkpoint signature and witnesses.
+    key = _log_key(bundle, trusted_vkey, policy)
+    known = [*map(parse_vkey, witness_vkeys), *(policy.keys if policy else ())]
+    opened = open_checkpoint(
+        bundle.checkpoint, key, origin=bundle.log, witnesses=dict.fromkeys(known)
+    )
     head = opened.checkpoint
-    steps.append(_step(2, f"{printable(key.name)} signed size {head.size}, root {head.root.hex()}"))
+    quorum = _check_quorum(opened, policy)
+    signed = f"{printable(key.name)} signed size {head.size}, root {head.root.hex()}"
+    steps.append(_step(2, f"{signed}; {quorum}" if quorum else signed))
 
     # 3. Every entry under the root, at the index written inside it.
     for bundled in bundle.entries:
         _check_place(bundled, head)
-    steps.append(_step(3, f"{len(bundle.entries)} entries lead to the root"))
+    steps.append(_step(3, f"{len(bundle.entries)} entries lead to the root, each at its own index"))
 
     # 4. Every event: form, log, signature.
     entries = [_check_event(bundled, bundle.log) for bundled in bundle.entries]
@@ -109,27 +144,52 @@ def verify_bundle(
 
     # 7 and 8. What version 2 adds.
     if bundle.format == FORMAT_V2:
-        steps += [_check_disclosed(bundle, lineage), _check_payouts(bundle, lineage)]
+        steps.append(_check_disclosed(bundle, lineage))
+        steps.append(_check_payouts(bundle, lineage))
 
-    return _verdict(steps, bundle, key, opened, lineage, anchor, own_key=trusted_vkey is not None)
+    found = Found(
+        head=head,
+        key=key,
+        entries=len(entries),
+        lineage=lineage,
+        witnesses=opened.witnesses,
+        anchor=anchor,
+        own_key=trusted_vkey is not None or bool(policy and policy.logs),
+        l1_unread=bundle.l1 is not None and anchor is None,
+        fees=check_fees(entries),
+        policy=quorum,
+    )
+    return _verdict(steps, bundle, found, statements(entries, bundle.payouts))
 
 
 def _step(number: int, detail: str) -> Step:
     return Step(number=number, name=STEP_NAMES[number], status="ok", detail=detail)
 
 
-def _log_key(bundle: Bundle, trusted_vkey: str | None) -> VerifierKey:
+def _log_key(bundle: Bundle, trusted_vkey: str | None, policy: Policy | None) -> VerifierKey:
     key = parse_vkey(bundle.vkey)
-    if trusted_vkey is None:
-        return key
-    trusted = parse_vkey(trusted_vkey.strip())
-    if trusted != key:
+    if trusted_vkey is not None and parse_vkey(trusted_vkey.strip()) != key:
         raise BadSignature(
             f"the bundle is of the key {printable(bundle.vkey, 200)}, you trust "
             f"{printable(trusted_vkey, 200)}: another log's bundle, or a forged one",
             field="vkey",
         )
-    return trusted
+    if policy and policy.logs and key not in {log.key for log in policy.logs}:
+        raise BadSignature(
+            f"the bundle is of the key {printable(bundle.vkey, 200)}, which is none of the "
+            f"{len(policy.logs)} logs of your policy: another log's bundle, or a forged one",
+            field="vkey",
+        )
+    return key
+
+
+def _check_quorum(opened: OpenedCheckpoint, policy: Policy | None) -> str | None:
+    """What the policy's quorum has, in words; None without a policy or a quorum in it."""
+    if policy is None or policy.quorum is None:
+        return None
+    keys = [witness.key for witness in opened.witnesses]
+    policy.require(keys)
+    return policy.shortfall(keys)
 
 
 def _check_place(bundled: BundledEntry, head: Checkpoint) -> None:
@@ -202,8 +262,13 @@ def _check_disclosed(bundle: Bundle, lineage: Lineage) -> Step:
         return _skip(7, "the bundle shows no row")
     check_disclosed(bundle.disclosed, lineage)
     manifests = len(lineage.manifests)
-    where = f"{manifests} training manifests" if manifests else "no training manifest here"
-    return _step(7, f"{len(bundle.disclosed)} rows lead to their contributions' roots; {where}")
+    rows = count(len(bundle.disclosed), "row")
+    listed = (
+        f"found in {count(manifests, 'training manifest')}"
+        if manifests
+        else "the bundle has no training manifest to find them in"
+    )
+    return _step(7, f"{rows} under the root that the contributor signed; {listed}")
 
 
 def _check_payouts(bundle: Bundle, lineage: Lineage) -> Step:
@@ -213,7 +278,7 @@ def _check_payouts(bundle: Bundle, lineage: Lineage) -> Step:
         check_payouts(bundle.payouts, lineage.closed)
     except ImportError as error:
         return _skip(8, f"a library is missing ({printable(str(error))}): {NEEDS_KECCAK}")
-    return _step(8, f"{len(bundle.payouts)} lines lead to the roots of their periods")
+    return _step(8, f"{count(len(bundle.payouts), 'line')} under the roots of their periods")
 
 
 def _skip(number: int, why: str) -> Step:
@@ -221,29 +286,34 @@ def _skip(number: int, why: str) -> Step:
 
 
 def _verdict(
-    steps: Sequence[Step],
-    bundle: Bundle,
-    key: VerifierKey,
-    opened: OpenedCheckpoint,
-    lineage: Lineage,
-    anchor: dict[str, Any] | None,
-    *,
-    own_key: bool,
+    steps: Sequence[Step], bundle: Bundle, found: Found, accounts: Sequence[Statement]
 ) -> Verdict:
-    head = opened.checkpoint
+    lineage = found.lineage
+    checked = steps[-1].status == "ok"  # in version 2 the last step is that of the payouts
+    proven = [*say_proven(found), *say_disclosed(bundle.disclosed, lineage)]
+    if checked:
+        proven += say_payouts(accounts)
     return Verdict(
         steps=tuple(steps),
-        proven=say_proven(head, key, len(bundle.entries), lineage, opened.witnesses, anchor),
-        trusted=say_trusted(key, lineage, opened.witnesses, anchor, own_key=own_key),
+        proven=tuple(proven),
+        trusted=(
+            *say_trusted(found),
+            *doubt_disclosed(bundle.disclosed, lineage),
+            *doubt_payouts(accounts, checked=checked),
+        ),
         facts={
             "log": bundle.log,
             "vkey": bundle.vkey,
             "subject": str(bundle.subject),
+            "subject_type": lineage.subject.envelope.type,
             "subject_index": lineage.subject.index,
-            "size": head.size,
-            "root": head.root.hex(),
+            "size": found.head.size,
+            "root": found.head.root.hex(),
             "entries": [entry.index for entry in bundle.entries],
-            "witnesses": [witness.key.name for witness in opened.witnesses],
-            "l1": anchor,
+            "witnesses": [witness.key.name for witness in found.witnesses],
+            "policy": found.policy,
+            "l1": found.anchor,
+            "disclosed": facts_disclosed(bundle.disclosed, lineage),
+            "payouts": facts_payouts(accounts, checked=checked),
         },
     )

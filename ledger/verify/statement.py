@@ -21,6 +21,7 @@ from typing import Any
 
 from ledger.domain.accrual import ACCRUED, Posting, attribution, fee
 from ledger.domain.envelope import Entry
+from ledger.domain.fees import FeePolicy
 from ledger.verify.payouts import PayoutLine
 
 
@@ -52,6 +53,38 @@ def statements(entries: Iterable[Entry], lines: Sequence[PayoutLine]) -> tuple[S
         if rule is not None:
             rule(replay, entry)
     return tuple(replay.statement(line) for line in lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fees:
+    """Fees of a bundle held against its fee policies: how many are split `as_policy`, how many name
+    a policy that is not there, and the leaf indexes of those that are split in another way."""
+
+    as_policy: int
+    unknown: int
+    odd: tuple[int, ...]
+
+
+def check_fees(entries: Iterable[Entry]) -> Fees:
+    """Split every fee.charged again, by the fee_policy.set of its version."""
+    policies: dict[int, FeePolicy] = {}
+    as_policy, unknown, odd = 0, 0, []
+    for entry in entries:
+        body = entry.envelope.body
+        if entry.envelope.type == "fee_policy.set":
+            policies.setdefault(body["version"], FeePolicy.of(body))
+        elif entry.envelope.type == "fee.charged":
+            policy = policies.get(body["policy_version"])
+            if policy is None:
+                unknown += 1
+            elif any(
+                int(body[f"{part}_wei"]) != wei
+                for part, wei in policy.split(int(body["amount_wei"])).items()
+            ):
+                odd.append(entry.index)
+            else:
+                as_policy += 1
+    return Fees(as_policy=as_policy, unknown=unknown, odd=tuple(odd))
 
 
 def _owners(entries: Iterable[Entry], accounts: set[str]) -> set[str]:
