@@ -81,10 +81,11 @@ def witness_at(
 
 
 @contextmanager
-def served(witness: Witness, **limits: int) -> Iterator[str]:
+def served(witness: Witness, *, port: int = 0, **limits: int) -> Iterator[str]:
     """The witness on a real port; its URL."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         listener.listen()
         config = uvicorn.Config(create_witness_app(witness, **limits), log_level="warning")
         server = uvicorn.Server(config)
