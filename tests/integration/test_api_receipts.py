@@ -18,17 +18,20 @@ from typer.testing import CliRunner, Result
 
 from ledger import bootstrap
 from ledger.api.app import THREADS
+from ledger.chain.client import ChainClient
+from ledger.chain.devchain import DevChain
 from ledger.chain.receipts import receipt_typed_data
 from ledger.cli.app import app
 from ledger.client import Client, now_us
 from ledger.domain.canonical import canonical_json
 from ledger.domain.envelope import encode_entry, leaf_hash, sign_event
 from ledger.errors import BadSignature, Inconsistent, LedgerError, NotYetIncluded, VerificationError
+from ledger.processes.chain import deploy
 from ledger.verify.evidence import check_evidence, parse_evidence
 from ledger.verify.note import format_vkey, parse_skey, parse_vkey, vkey_of
-from ledger.verify.receipt import Receipt, verify_receipt
+from ledger.verify.receipt import Receipt, parse_receipt, verify_receipt
 from ledger.verify.tlog_proof import verify_tlog_proof
-from tests.api_world import LOG, LocalEngine, Service, key_of, service
+from tests.api_world import LOG, LocalEngine, Service, key_of, service, settings_for
 from tests.integration.test_api_events import net, problem, signed
 from tests.unit.receipt_world import History, mirror
 
@@ -245,6 +248,31 @@ def test_where_contracts_stand_the_chain_key_signs_the_promise_too(
     document = receipt_typed_data(receipt.promise, chain_id=31_337, contract=contract)
     message = encode_typed_data(full_message=document)
     assert Account.recover_message(message, signature=receipt.evm.sig) == account.address
+
+
+def test_the_anchor_s_committer_is_the_signer_of_its_receipts(pg_url: str, tmp_path: Path) -> None:
+    """On a real chain: what a contract that slashes would ask."""
+    with DevChain(tmp_path / "chain" / "dev") as chain:
+        key_file = tmp_path / "keys" / "chain.key"
+        chain.fund(bootstrap.wallet_of(key_file).address, 10**24)
+        settings = settings_for(
+            pg_url, tmp_path, CHAIN_RPC_URL=chain.rpc_url, dev_chain=True, inclusion_promise_s=7
+        )
+        deployments = deploy(settings, key_file)
+        client = ChainClient(chain.rpc_url)
+        anchor = client.contract("CheckpointAnchor", deployments.anchor)
+        committer = client.call(anchor.functions.committer())
+        assert client.chain_id == deployments.chain_id
+    with bootstrap.store(settings) as box:
+        issuer = bootstrap.receipt_issuer(settings, bootstrap.log_signer(settings), box.tiles)
+    issued = issuer.issue(first_index=0, leaf_hashes=[bytes(32)], recorded_at=1)
+    receipt = parse_receipt(canonical_json(issued))
+    bootstrap.check_evm_receipt(receipt)
+    assert receipt.evm is not None
+    assert receipt.evm.signer == committer.lower()
+    assert receipt.evm.contract == deployments.anchor.lower()
+    assert receipt.evm.chain_id == deployments.chain_id
+    assert receipt.promise.included_by == 7_000_001
 
 
 # --- the client and the command line ------------------------------------------------------------
