@@ -28,7 +28,7 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
     "ledger.aggregates": ({"ledger.errors", "ledger.domain"}, {"eventsourcing"}),
     "ledger.log": (
         {"ledger.errors", "ledger.domain", "ledger.verify", "ledger.ports", "ledger.files"},
-        {"nacl", "eventsourcing"},
+        {"nacl", "eventsourcing", "pymerkle"},
     ),
     "ledger.store": ({"ledger.errors", "ledger.domain", "ledger.ports", "ledger.files"}, None),
     "ledger.chain": ({"ledger.errors", "ledger.domain", "ledger.ports"}, None),
@@ -131,6 +131,12 @@ def test_pure_rooms_stay_pure() -> None:
         for room, forbidden in NARROWER.items():
             if is_in(module, room) and module not in IMPURE_PROJECTIONS:
                 assert not {name.split(".")[0] for name in imports(path)} & forbidden, module
+
+
+def test_pymerkle_enters_by_one_file() -> None:
+    """It is GPLv3+: for the audit's second opinion alone, an extra, and no part of the service."""
+    users = [m for m, path in modules() if any(is_in(i, "pymerkle") for i in imports(path))]
+    assert users == ["ledger.log.second_opinion"]
 
 
 def test_the_guard_sees_a_broken_arrow(tmp_path: Path) -> None:
