@@ -30,14 +30,14 @@ bundle of 256 entries and the edge. Not safe for two threads.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ledger.domain.canonical import canonical_json
 from ledger.errors import NotFound, Unavailable, VerificationError
 from ledger.log.monitor_findings import Alarm, Findings, Items, Look, Stop
 from ledger.log.monitor_growth import Growth
 from ledger.log.monitor_served import READ_ATTEMPTS, REREAD_PAUSE_S, Served
-from ledger.log.monitor_state import MonitorFolder, Signed
+from ledger.log.monitor_state import MonitorFolder, Signed, seen_with
 from ledger.ports import Clock, LogSource
 from ledger.verify.checkpoint import Checkpoint, OpenedCheckpoint, open_checkpoint
 from ledger.verify.evidence import prefix_roots
@@ -108,7 +108,6 @@ class Monitor:
         self._keep_going = keep_going
         self._findings = Findings(folder.evidence, log=log, key=key, clock=clock)
         self._served = Served(source, self._findings, sleep)
-        self._growth = Growth(self._served, self._findings, log=log, keep_going=keep_going)
         self.state = folder.load()
 
     def poll(self) -> Poll:
@@ -147,10 +146,6 @@ class Monitor:
         new, opened = self._checkpoint()
         look.witnesses = tuple(seen.key.name for seen in opened.witnesses)
         self._compare(new)
-        seen = self.state.seen
-        if seen and seen.checkpoint.size > self._size:
-            self._reach(seen)  # an earlier run was interrupted on the way to it
-        self._save(seen=new)
         self._reach(new)
         if anchored:
             self._check_anchor(anchored, new)
@@ -211,17 +206,21 @@ class Monitor:
     # --- 2: against the largest seen ---
 
     def _compare(self, new: Signed) -> None:
-        seen = self.state.seen
-        if seen is None or new.checkpoint.size > seen.checkpoint.size:
-            return
+        now = new.checkpoint
+        for seen in (*self.state.seen, self.state.head):
+            if seen and seen.checkpoint.size == now.size and seen.checkpoint.root != now.root:
+                pair = {"checkpoint_1": seen.note, "checkpoint_2": new.note}
+                self._blame_witnesses(pair)
+                says = f"the log signed two different trees of {now.size} entries"
+                self._findings.stop("split-view", says, pair)
+        largest = self.state.seen[-1] if self.state.seen else None
+        if largest and now.size < largest.checkpoint.size:
+            self._rolled_back(largest, new)
+
+    def _rolled_back(self, seen: Signed, new: Signed) -> NoReturn:
         old, now = seen.checkpoint, new.checkpoint
-        if (old.size, old.root) == (now.size, now.root):
-            return
         pair = {"checkpoint_1": seen.note, "checkpoint_2": new.note}
         self._blame_witnesses(pair)
-        if now.size == old.size:
-            says = f"the log signed two different trees of {now.size} entries"
-            self._findings.stop("split-view", says, pair)
         if nodes := self._served.nodes(now, old):
             self._findings.stop_if(
                 "inconsistent",
@@ -243,16 +242,26 @@ class Monitor:
 
     # --- 3 and 4: the own tree ---
 
-    def _reach(self, target: Signed) -> None:
-        """Bring the state to a checkpoint at least as large as its head."""
-        if self.state.head and target.checkpoint.size == self._size:
-            self._save(head=target)  # the same tree, perhaps with newer cosignatures
+    def _reach(self, new: Signed) -> None:
+        """Bring the state to a checkpoint at least as large as any seen."""
+        self._save(seen=seen_with(self.state.seen, new))
+        if self.state.head and new.checkpoint.size == self._size:
+            self._save(head=new)  # the same tree, perhaps with newer cosignatures
             return
+        growth = Growth(
+            self._served,
+            self._findings,
+            log=self._log,
+            keep_going=self._keep_going,
+            target=new,
+            seen=[old for old in self.state.seen[:-1] if old.checkpoint.size > self._size],
+        )
         if self._every_entry:
-            start = self._folder.progress(self.state, target.checkpoint.size)
-            state = self._growth.grow(start, target, self._folder.save_progress)
+            start = self._folder.progress(self.state, new.checkpoint.size)
+            state = growth.grow(start, self._folder.save_progress)
         else:
-            state = self._growth.skim(self.state, target)
+            state = growth.skim(self.state)
+        state = replace(state, seen=(new,))
         self._folder.save(state)
         self._folder.drop_progress()
         self.state = state

@@ -1,8 +1,8 @@
 """What a monitor remembers between two looks at a log: one file, written whole or not at all.
 
 `tributary/monitor-state/v1`, canonical JSON: the last checkpoint that was verified (`head`), the
-largest that was seen signed (`seen`), and the right edge of the tree that the monitor has built
-itself out of the log's entries, `size` of them so far. The edge is at most 255 hashes a level, so
+larger ones that were seen signed (`seen`), and the right edge of the tree that the monitor has
+built itself out of the log's entries, `size` of them. The edge is at most 255 hashes a level, so
 the file stays small however long the log grows, and it is all that is needed to go on: each new
 checkpoint is checked by hashing new entries onto the edge.
 
@@ -10,7 +10,8 @@ What a crash leaves: the file as it was, so the next run reads some entries agai
 before any entry is read, so a log cannot show a checkpoint, stop answering, and take it back.
 
 Catching up with a long log takes minutes, so a second file of the same form, `progress.json`, holds
-the tree on its way from `head` to `seen`. It is only a start for the next run: what it holds is
+the tree on its way from `head` to the
+largest seen. It is only a start for the next run: what it holds is
 checked when the signed root is reached, and it is dropped after any alarm.
 """
 
@@ -29,13 +30,15 @@ from ledger.log import tree
 from ledger.log.sources import width_at
 from ledger.verify.checkpoint import Checkpoint, open_checkpoint
 from ledger.verify.encoding import decode_base64, encode_base64
-from ledger.verify.fields import count_of, object_of, text_of
+from ledger.verify.fields import count_of, list_of, object_of, text_of
 from ledger.verify.merkle import HASH_BYTES
 from ledger.verify.note import VerifierKey, format_vkey, parse_vkey
 from ledger.verify.tiles import TILE_WIDTH, tiles_of
 
 FORMAT = "tributary/monitor-state/v1"
 STATE_FILE, PROGRESS_FILE = "monitor.json", "progress.json"
+MAX_SEEN = 16
+"""Checkpoints between `head` and the largest, when one run after the other is interrupted."""
 LOCK_FILE, EVIDENCE_FOLDER = "lock", "evidence"
 _FIELDS = (
     "format", "log", "vkey", "head", "seen", "size", "edge", "recorded_at", "entries", "anchored",
@@ -53,12 +56,13 @@ class Signed:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorState:
-    """`edge` holds the partial tile of each level of the tree of `size` entries, by tile id;
-    `recorded_at` (us) is the last entry's; `entries` counts those whose content was checked;
-    `anchored` is the newest (size, root) of the contract that agreed; `last_ok` in us."""
+    """`seen` ascends by size; its last is the largest ever seen. `edge` holds the partial tile of
+    each level of the tree of `size` entries, by tile id; `recorded_at` (us) is the last entry's;
+    `entries` counts those whose content was checked; `anchored` is the newest (size, root) of the
+    contract that agreed; `last_ok` in us."""
 
     head: Signed | None = None
-    seen: Signed | None = None
+    seen: tuple[Signed, ...] = ()
     size: int = 0
     edge: Mapping[tree.TileId, bytes] = field(default_factory=dict)
     recorded_at: int = 0
@@ -74,6 +78,13 @@ class MonitorState:
     def root(self) -> bytes:
         """The root of the tree that was built so far."""
         return tree.root(self.size, self.read)
+
+
+def seen_with(seen: Sequence[Signed], new: Signed) -> tuple[Signed, ...]:
+    """`seen` and a checkpoint at least as large as the last. Where there are too many, the second
+    newest goes: the first and the largest say most."""
+    smaller = [old for old in seen if old.checkpoint.size < new.checkpoint.size]
+    return (*smaller[: MAX_SEEN - 1], new)
 
 
 def edge_of(size: int, tiles: Mapping[tree.TileId, bytes]) -> dict[tree.TileId, bytes]:
@@ -169,7 +180,7 @@ class MonitorFolder:
             "log": self._log,
             "vkey": format_vkey(self._key),
             "head": state.head and encode_base64(state.head.note),
-            "seen": state.seen and encode_base64(state.seen.note),
+            "seen": [encode_base64(seen.note) for seen in state.seen],
             "size": state.size,
             "edge": {str(level): tile.hex() for (level, _), tile in state.edge.items()},
             "recorded_at": str(state.recorded_at),
@@ -196,8 +207,8 @@ class MonitorFolder:
             )
         size = count_of(value["size"], "size")
         state = MonitorState(
-            head=self._signed(value["head"]),
-            seen=self._signed(value["seen"]),
+            head=None if value["head"] is None else self._signed(value["head"]),
+            seen=tuple(self._signed(note) for note in list_of(value["seen"], MAX_SEEN, "seen")),
             size=size,
             edge=_edge(value["edge"], size),
             recorded_at=_time(value["recorded_at"]),
@@ -210,9 +221,7 @@ class MonitorFolder:
             raise StorageError("the edge does not lead to the root of the head")
         return state
 
-    def _signed(self, value: Any) -> Signed | None:
-        if value is None:
-            return None
+    def _signed(self, value: Any) -> Signed:
         note = decode_base64(text_of(value, "head"), "head")
         opened = open_checkpoint(note, self._key, origin=self._log)
         return Signed(checkpoint=opened.checkpoint, note=note)
