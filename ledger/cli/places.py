@@ -70,6 +70,11 @@ def to_copy(
             yield whole, found
 
 
+def to_read(place: str) -> LogSource:
+    """The C2SP files at a URL (a log's, or its ledger's) or in a folder."""
+    return _files(place)[0]
+
+
 def is_database(place: str) -> bool:
     """A PostgreSQL URL, or a libpq string such as `host=... dbname=...`."""
     return place.startswith(DATABASE) or ("=" in place and not Path(place).exists())

@@ -1,7 +1,6 @@
 """Receipts: the log's promises to this home, and whether it keeps them."""
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -9,16 +8,14 @@ from uuid import UUID
 import typer
 
 from ledger.cli.context import Json, api_url, client, out, print_json, receipt_path
+from ledger.cli.places import folder_key, to_read
 from ledger.client import now_us
 from ledger.domain.canonical import canonical_json
-from ledger.errors import InvalidEvent, MalformedProof, NotFound
+from ledger.errors import InvalidEvent, NotFound
 from ledger.files import write_durably
 from ledger.log.receipts import hold_against
-from ledger.log.sources import FolderSource
-from ledger.ports import LogSource
-from ledger.remote import HttpSource
 from ledger.verify.evidence import Evidence, format_evidence, one_line
-from ledger.verify.note import VerifierKey, format_vkey, parse_vkey
+from ledger.verify.note import VerifierKey, format_vkey
 from ledger.verify.policy import MAX_POLICY_BYTES
 from ledger.verify.receipt import MAX_RECEIPT_BYTES, Receipt, parse_receipt, verify_receipt
 from ledger.verify.receipt_verdict import ReceiptVerdict
@@ -65,12 +62,11 @@ def check(
     """Hold a receipt against what the log shows. Exit code 0: kept; 6: pending, ask again; 1:
     broken, with an evidence file to hand on."""
     data = _read(receipt, MAX_RECEIPT_BYTES)
-    with ExitStack() as stack:
-        source = _source(log or f"{api_url()}/log", stack)
-        vkey = parse_vkey(key) if key is not None else _key_of(source)
-        promised = verify_receipt(data, vkey)
-        known = _read(policy, MAX_POLICY_BYTES) if policy is not None else None
-        verdict = hold_against(source, promised, vkey, now=now_us(), policy=known)
+    source = to_read(log or api_url())
+    vkey = folder_key(source, key)
+    promised = verify_receipt(data, vkey)
+    known = _read(policy, MAX_POLICY_BYTES) if policy is not None else None
+    verdict = hold_against(source, promised, vkey, now=now_us(), policy=known)
     kept_at = None
     if verdict.evidence is not None:
         kept_at = evidence or receipt.with_name(f"{receipt.stem}.evidence.json")
@@ -85,7 +81,7 @@ def check(
     else:
         sys.stdout.write(verdict.to_text(trusted))
         if kept_at:
-            sys.stdout.write(f"\nEvidence: {kept_at}\n")
+            sys.stdout.write(f"\nEvidence: {kept_at}; now: tributary evidence check {kept_at}\n")
     raise typer.Exit(EXIT_CODES[verdict.state])
 
 
@@ -101,24 +97,6 @@ def _evidence(verdict: ReceiptVerdict, receipt: Receipt, key: VerifierKey) -> by
             items=verdict.evidence,
         )
     )
-
-
-def _source(where: str, stack: ExitStack) -> LogSource:
-    if where.startswith(("http://", "https://")):
-        return stack.enter_context(HttpSource(where))
-    if not Path(where).is_dir():
-        raise NotFound(f"{where} is neither a URL nor a folder")
-    return FolderSource(Path(where))
-
-
-def _key_of(source: LogSource) -> VerifierKey:
-    try:
-        text = source.read("vkey").decode("utf-8").strip()
-    except NotFound as error:
-        raise InvalidEvent("the log does not say its key: give --key VKEY") from error
-    except UnicodeDecodeError as error:
-        raise MalformedProof("what the log calls its vkey is no text") from error
-    return parse_vkey(text)
 
 
 def _own_key(key: str | None) -> list[str]:

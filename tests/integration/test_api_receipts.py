@@ -359,6 +359,12 @@ def test_a_fork_that_dropped_the_entry_leaves_evidence(
     assert done.stdout.startswith("BROKEN")
     evidence = parse_evidence(path.with_name(f"{path.stem}.evidence.json").read_bytes())
     assert evidence.kind == "broken-receipt"
+    again = run(
+        "evidence", "check", str(path.with_name(f"{path.stem}.evidence.json")),
+        "--key", api.services.vkey,
+    )  # fmt: skip
+    assert again.exit_code == 0
+    assert again.stdout.startswith("PROVEN: broken-receipt")
     checked = check_evidence(evidence, api.services.vkey)
     assert checked.facts["conclusive"]
     assert checked.facts["index"] == index
