@@ -8,9 +8,21 @@ from uuid import uuid4
 
 import typer
 
-from ledger.cli.context import As, Json, client, listing, out, show
-from ledger.domain.rows import SALT_HEX_CHARS, DataRow, check_row, encode_rows, rows_root
-from ledger.errors import InvalidEvent
+from ledger.cli.context import As, Json, client, home, listing, out, show
+from ledger.domain.ids import check_uuid
+from ledger.domain.rows import (
+    MAX_ROWS_BLOB_BYTES,
+    SALT_HEX_CHARS,
+    DataRow,
+    check_row,
+    decode_rows,
+    encode_rows,
+    rows_root,
+)
+from ledger.errors import Inconsistent, InvalidEvent, NotFound, TooLarge
+from ledger.files import PRIVATE, PUBLIC, write_durably
+from ledger.log.disclose import contributions_of, disclose
+from ledger.verify.bundle_format import MAX_BUNDLE_BYTES
 
 app = typer.Typer(name="contribution", no_args_is_help=True, help="Give data, review it.")
 
@@ -84,6 +96,9 @@ def add(
     with client(who, login=True) as ledger:
         licence = ledger.get(f"/v1/datanets/{datanet}")["licence"]
         contribution = str(uuid4())
+        # Kept first: a crash before the append leaves a file of a contribution that never was,
+        # which harms nobody; the other way round the salts could be lost.
+        _write(rows_path(contribution), encode_rows(rows))
         body = contribution_body(
             rows,
             contribution=contribution,
@@ -94,6 +109,81 @@ def add(
         )
         index = ledger.append("contribution.recorded", body)
     out.print(f"{contribution}  {len(rows)} rows at index {index}")
+
+
+@app.command("rows")
+def fetch_rows(
+    contribution: str,
+    to: Annotated[Path | None, typer.Option("--to", help="File to write.")] = None,
+    who: As = "me",
+) -> None:
+    """Fetch the salted rows of your contribution, as `add` keeps them, and check them."""
+    with client(who, login=True) as ledger:
+        found = ledger.get(f"/v1/contributions/{contribution}")
+        blob = ledger.get_blob(found["rows_sha256"])
+    rows = decode_rows(blob)
+    if (rows_root(rows).hex(), len(rows)) != (found["rows_root"], found["rows_count"]):
+        raise Inconsistent(f"these are not the rows that {contribution} was recorded with")
+    path = to or rows_path(str(found["contribution"]))
+    _write(path, blob)
+    out.print(f"{path}  {len(rows)} rows with their salts: keep them to yourself")
+
+
+@app.command("disclose")
+def disclose_rows(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that your contribution is in.")],
+    row: Annotated[list[int], typer.Option("--row", help="Row to show, from 0; repeat for more.")],
+    to: Annotated[Path, typer.Option("--to", help="Bundle to write.")],
+    rows: Annotated[
+        Path | None, typer.Option("--rows", help="Your salted rows; default: what `add` kept.")
+    ] = None,
+) -> None:
+    """Show rows of your own contribution in a bundle, and no other row. Needs no network."""
+    data = _read(bundle, MAX_BUNDLE_BYTES)
+    path = rows or _kept_rows(data)
+    made = disclose(data, decode_rows(_read(path, MAX_ROWS_BLOB_BYTES)), row)
+    if to.exists() and to.samefile(bundle):
+        raise InvalidEvent(f"{to} is the bundle itself: write the one with your rows elsewhere")
+    _write(to, made, mode=PUBLIC)
+    shown = ", ".join(map(str, sorted(set(row))))
+    out.print(f"{to}  shows row {shown} and no other; now: tributary verify {to}")
+
+
+def rows_path(contribution: str) -> Path:
+    """Where `add` keeps the rows with their salts, mode 0600: they are all that a row's hash hides
+    behind."""
+    return home() / "rows" / f"{check_uuid(contribution, 'contribution')}.json"
+
+
+def _kept_rows(data: bytes) -> Path:
+    found = [path for id in contributions_of(data) if (path := rows_path(id)).exists()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        named = ", ".join(str(path) for path in found)
+        raise InvalidEvent(f"rows of several contributions are here; say which, --rows: {named}")
+    raise NotFound(
+        f"{home() / 'rows'} has no rows of a contribution in this bundle: name their file with "
+        "--rows, or fetch it with `tributary contribution rows CONTRIBUTION`"
+    )
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise NotFound(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise TooLarge(f"{path} has more than {limit} bytes")
+    return data
+
+
+def _write(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
+    try:
+        write_durably(path, data, mode=mode)
+    except OSError as error:
+        raise InvalidEvent(f"cannot write {path}: {error.strerror}") from error
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote, urlencode
 
 import typer
 
@@ -42,11 +43,21 @@ def list_events(
 def bundle(
     subject: Annotated[str, typer.Argument(help="Inference, adapter, run, ... or event id.")],
     to: Annotated[Path | None, typer.Option("--to", help="File to write.")] = None,
+    account: Annotated[
+        str | None,
+        typer.Option(help="Of a period's event: the payout line of this EVM address too."),
+    ] = None,
+    earnings: Annotated[
+        bool, typer.Option(help="With a payout line: everything that was earned for it.")
+    ] = True,
 ) -> None:
     """Download a lineage bundle: the whole ancestry with proofs, to verify offline."""
     path = to or Path(f"{subject}.lineage.json")
+    asked = {"earnings": "true" if earnings else "false"} | (
+        {"account": account} if account else {}
+    )
     with client() as ledger:
-        data = ledger.get_bytes(f"/v1/bundles/{subject}")
+        data = ledger.get_bytes(f"/v1/bundles/{quote(subject, safe='')}?{urlencode(asked)}")
     try:
         path.write_bytes(data)
     except OSError as error:
