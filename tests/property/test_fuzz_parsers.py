@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = sorted(TARGETS)
 # Those that hash and sign hundreds of times per input; what they add is reached with fewer.
 SLOW = {"bundle", "story"}
-MUTATIONS = 300
+MUTATIONS = 150
 MAX_SECONDS_PER_MB = 2.0
 MAX_TIMES_INPUT = 60
 FREE_BYTES = 2_000_000

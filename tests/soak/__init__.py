@@ -1,0 +1,1 @@
+"""Tests that need long: `make soak`, or `python -m tests.soak [PART ...]`."""
