@@ -3,9 +3,9 @@
 The events are of the catalogue and each is in its stream; nothing decides whether they may happen.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from eventsourcing.persistence import StoredEvent
@@ -39,6 +39,12 @@ def event(n: int, *, origin: str = ORIGIN, id: str | None = None) -> bytes:
     )
 
 
+def unsigned(n: int) -> bytes:
+    """The same with a signature that is none: for large logs, audited without signatures."""
+    made = _TEMPLATE.replace(b"person 0", b"person %d" % n)
+    return made.replace(name("event 0").encode(), name(f"event {n}").encode())
+
+
 def anchored(n: int, size: int, root: bytes) -> bytes:
     body = {
         "size": size,
@@ -58,6 +64,9 @@ def anchored(n: int, size: int, root: bytes) -> bytes:
         id=UUID(name(f"anchor {n}")),
         at=NOW + n,
     )
+
+
+_TEMPLATE = event(0)
 
 
 class Ledger:
@@ -103,19 +112,21 @@ class Ledger:
         self.append([event(n) for n in range(first, stop)])
         self.checkpoint()
 
-    def source(self) -> StoreSource:
-        return StoreSource(
-            LogFiles(log=self.log, tiles=self.tiles),
-            archive=PostgresArchive(self.url),
-            vkey=self.signer.vkey_text,
-        )
+    @contextmanager
+    def source(self) -> Iterator[StoreSource]:
+        archive = PostgresArchive(self.url, live=True)
+        try:
+            files = LogFiles(log=self.log, tiles=self.tiles)
+            yield StoreSource(files, archive=archive, vkey=self.signer.vkey_text)
+        finally:
+            archive.close()
 
     def close(self) -> None:
         self.log.close()
         self.pool.close()
 
 
-def tell(ledger: Ledger, size: int, *, anchors: Mapping[int, Any] | None = None) -> None:
+def tell(ledger: Ledger, size: int, make: Callable[[int], bytes] = event) -> None:
     """`size` events and a checkpoint at every quarter; an anchor of each checkpoint but the last,
     right behind the next."""
     steps = [size // 4, size // 2, 3 * size // 4, size]
@@ -126,7 +137,7 @@ def tell(ledger: Ledger, size: int, *, anchors: Mapping[int, Any] | None = None)
         if before is not None and before.size:
             anchor += 1
             raws.append(anchored(anchor, before.size, before.root))
-        raws += [event(n) for n in range(at + len(raws), stop)]
+        raws += [make(n) for n in range(at + len(raws), stop)]
         ledger.append(raws)
         ledger.checkpoint()
         at = stop

@@ -243,13 +243,13 @@ class _Audit:
             self._wrong(
                 "entries",
                 Finding(
-                    kind="entry", where=where, offset=at, index=done.start,
+                    kind="time", where=where, offset=at, index=done.start,
                     expected=f"at least {int.from_bytes(self._last_time, 'big')}",
                     found=str(int.from_bytes(done.first_time, "big")),
                     says="recorded_at is before that of the entry before it",
                 ),
             )  # fmt: skip
-        self._last_time = max(self._last_time, done.last_time)
+        self._last_time = done.last_time or self._last_time
         if done.broken is not None and done.broken < self._head.size:
             self._broken = min(
                 done.broken, self._head.size if self._broken is None else self._broken
@@ -323,13 +323,14 @@ class _Audit:
         for found in judge.tiles(self._mismatches):
             self._wrong(_STEP_OF.get(found.kind, "entries"), found)
         self._first_blamed = judge.first_blamed
-        # What the form and the signature of a changed entry break besides follows from its bytes.
-        if "entries" in self._by_step:
-            self._by_step["entries"] = [
-                f
-                for f in self._by_step["entries"]
-                if f.index not in judge.changed or f in judge.named
-            ]
+
+        # What a changed entry's form, signature and time break besides follows from its bytes.
+        def follows(f: Finding) -> bool:
+            before = f.index is not None and f.kind == "time" and f.index - 1 in judge.changed
+            return (f.index in judge.changed or before) and f not in judge.named
+
+        kept = [f for f in self._by_step.get("entries", []) if not follows(f)]
+        self._by_step["entries"] = kept
 
     def _follows(self, size: int) -> bool:
         """Whether a wrong root of that size follows from an entry that is named."""

@@ -220,9 +220,10 @@ class ChunkAuditor:
                             expected=f"at least {int.from_bytes(earlier, 'big')}",
                             found=str(int.from_bytes(later, "big")),
                             says="recorded_at is before that of the entry before it",
+                            kind="time",
                         )
                     )
-        done.last_time = max(before)
+        done.last_time = times[-1]
 
     def _bad_tails(self, strip: Strip, texts: list[bytes], done: Audited) -> None:
         for n, text in enumerate(texts):
@@ -293,10 +294,19 @@ class ChunkAuditor:
             Anchor(index=index, size=int(body["size"]), root=bytes.fromhex(body["root"]))
         )
 
-    def _finding(self, index: int, offset: int, *, expected: str, found: str, says: str) -> Finding:
+    def _finding(
+        self,
+        index: int,
+        offset: int,
+        *,
+        expected: str,
+        found: str,
+        says: str,
+        kind: str = "entry",
+    ) -> Finding:
         where, at = _safe_place(self.reader, index, self._options.size).at(offset)
         return Finding(
-            kind="entry",
+            kind=kind,
             where=where,
             offset=at,
             expected=expected,

@@ -321,7 +321,7 @@ def _diagnose(data: bytes, first: int, tile: Tile) -> Finding:
             return Finding(
                 kind="entry",
                 where=path,
-                offset=at + differs,
+                offset=min(at + differs, len(data)),
                 expected=f"0x{header[differs]:02x} (index {index})",
                 found=byte_at(data, at + differs),
                 says=f"entry {index} does not carry its own index"
