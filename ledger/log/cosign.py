@@ -256,9 +256,7 @@ class Cosigners:
         old = party.size if party.size <= round.head.size else 0
         status, body = self._post(party, round, old)
         if status == 409:
-            old, stale = self._named_size(party, round, body), old
-            if old == stale:
-                raise _OtherHistory(f"it cosigned another root at size {old}")
+            old = self._named_size(party, round, body)
             status, body = self._post(party, round, old)
         if status == 409 and party.size == round.head.size:
             raise _OtherHistory(f"it cosigned another root at size {round.head.size}")

@@ -207,6 +207,7 @@ def test_forged_and_foreign_lines_never_get_into_the_note(net: Net) -> None:
         "altered": altered.encode(),
         "text before": text.encode() + b"\n" + real,
         "another note around it": b"x\n\n" + real,
+        "signed with more around it": b"x\n\n" + line("b.example", own._key, f"{text}\nx\n"),
         "too long": real + line("c.example", stranger) * 200,
     }
     for body in bad.values():
