@@ -59,9 +59,9 @@ def check_evidence(evidence: Evidence, trusted_vkey: str | None = None) -> Verdi
     2. Every signature that the kind needs checks under it.
     3. The claim of the kind holds.
 
-    `facts["conclusive"]` is whether the bytes alone, with the log's key, show that the log (for
-    `witness-conflict`: the witness too) broke a rule. Raises a VerificationError when they show
-    nothing of the kind, and nothing else, whatever the items hold.
+    `facts["conclusive"]` is whether the bytes alone, with the log's key, show that the log broke a
+    rule; where a contract or a witness has to be believed too, they do not. Raises a
+    VerificationError when they show nothing of the kind, and nothing else, whatever the items hold.
     """
     key = _log_key(evidence.vkey, trusted_vkey)
     case = Case(log=evidence.log, key=key, items=evidence.items)
@@ -84,12 +84,12 @@ def check_evidence(evidence: Evidence, trusted_vkey: str | None = None) -> Verdi
         proven=tuple(finding.proven),
         trusted=(own, *finding.trusted, *(f"Testimony: {line}" for line in finding.testimony)),
         facts={
+            **finding.facts,
             "kind": evidence.kind,
             "log": evidence.log,
             "vkey": evidence.vkey,
             "found_at": evidence.found_at,
             "conclusive": conclusive,
-            **finding.facts,
         },
     )
 

@@ -72,9 +72,10 @@ def _judge_section(
     if (facts["chain_id"], facts["contract"]) != (anchor["chain_id"], anchor["contract"]):
         raise Inconsistent("the L1 section is of another contract than the anchor says")
     finding.proven.append(f"Block {facts['block_hash']} has it that {held}.")
-    finding.trusted.append(
-        f"That block {facts['block_hash']} is on chain {facts['chain_id']}, and that contract "
-        f"{facts['contract']} is this log's anchor."
+    # Anyone can put any root into a contract of their own: a section frames nobody by itself.
+    finding.testimony.append(
+        f"that block {facts['block_hash']} is on chain {facts['chain_id']}, and that contract "
+        f"{facts['contract']} is this log's anchor. Ask a node, and who runs the log."
     )
 
 
@@ -89,20 +90,24 @@ def witness_conflict(case: Case) -> Finding:
     finding = Finding(
         proven=[
             *signed(case, *heads),
-            f"The witness {name} cosigned the first at {at[0]} and the second at {at[1]} (s).",
+            f"The key of {name} cosigned the first at {at[0]} and the second at {at[1]} (s).",
         ],
         trusted=[f"That the key {witness.id.hex()} is that of the witness {name}."],
         facts={**sizes(*heads), "witness": witness.name},
     )
     older, newer = sorted(heads, key=lambda head: head.size)
-    earlier, later = (t for _, t in sorted(zip((h.size for h in heads), at, strict=True)))
+    at_smaller, at_larger = (t for _, t in sorted(zip((h.size for h in heads), at, strict=True)))
     if "nodes" in case.items:
         finding.proven.append(forked(older, newer, beginning(older, newer, case.items["nodes"])))
     elif older.size == newer.size and older.root != newer.root:
         finding.proven.append("Log and witness signed two different histories of one length.")
-    elif older.size < newer.size and later < earlier:
+    elif older.size < newer.size and at_larger < at_smaller:
         finding.proven.append(
             "It called the smaller tree the largest that it knew after it had cosigned the larger."
+        )
+        finding.testimony.append(
+            f"that {name} is a witness: the log did nothing wrong here, and anyone can make a key "
+            "and cosign like this."
         )
     else:
         raise Inconsistent("these two cosignatures do not contradict each other")
