@@ -89,8 +89,9 @@ class PayoutStories:
             )
         line = self._line(account, period, closed)
         bindings = self._index.bindings(account)
-        entries = {*found.values(), *bindings, *self._index.settlements(cutoff)}
+        entries = {*found.values(), *bindings}
         if earnings:
+            entries |= set(self._index.settlements(cutoff))
             owners = {self._entry(n).envelope.actor for n in bindings}
             entries |= set(self._index.earnings(owners, cutoff, MAX_ENTRIES + 1))
         return PayoutStory(line=line, entries=frozenset(n for n in entries if n < size))
