@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 import anyio.to_thread
 from fastapi import Depends, FastAPI, Request
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-from prometheus_fastapi_instrumentator import Instrumentator
+from prometheus_fastapi_instrumentator import Instrumentator, metrics
 
 from ledger.api import problems
-from ledger.api.direct import refuse_nul
+from ledger.api.direct import DirectLane, refuse_nul
 from ledger.api.routes import (
     blobs,
     catalogue,
@@ -59,8 +59,11 @@ def _measure(app: FastAPI) -> None:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
+    measure = metrics.default(registry=registry)
+    assert measure is not None, "another app has this registry"
     measured = Instrumentator(excluded_handlers=["/metrics", "/livez"], registry=registry)
-    measured.instrument(app).expose(app, include_in_schema=False)
+    measured.add(measure).instrument(app).expose(app, include_in_schema=False)
+    app.add_middleware(DirectLane, routes=events.DIRECT, measure=measure)
 
 
 @asynccontextmanager

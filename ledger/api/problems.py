@@ -49,7 +49,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": dict(_RESPONSE), "5XX": dic
 
 def install(app: FastAPI) -> None:
     for kind in (LedgerError, HTTPException, RequestValidationError, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, _respond)
+        app.add_exception_handler(kind, respond)
 
 
 def problem_document(error: Exception) -> Document:
@@ -85,7 +85,8 @@ def log_failure(path: str, error: Exception) -> None:
         log.warning("request_failed", path=path, error=error.slug, why=error.message)
 
 
-def _respond(request: Request, error: Exception) -> Response:
+def respond(request: Request, error: Exception) -> Response:
+    """The answer to a request that failed; server faults are logged."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     log_failure(request.url.path, error)

@@ -137,8 +137,18 @@ def _read(raw: bytes) -> tuple[Envelope, bytes, bytes]:
         body=value["body"],
         raw=raw,
     )
-    del value["sig"]
-    return envelope, signature, SIGNING_CONTEXT + canonical_json(value)
+    return envelope, signature, SIGNING_CONTEXT + _without_sig(raw, value["sig"])
+
+
+def _without_sig(raw: bytes, sig: str) -> bytes:
+    """The canonical bytes of the same envelope without `sig`, cut out instead of written again.
+
+    `raw` is canonical, so the member stands once in it and only `type` and `v` come after; quotes
+    inside strings are escaped, so the last place that reads like the member is the member.
+    """
+    member = b',"sig":"%b"' % sig.encode("ascii")
+    start = raw.rindex(member)
+    return raw[:start] + raw[start + len(member) :]
 
 
 def _signature(text: object) -> bytes:

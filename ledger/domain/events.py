@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -460,6 +461,7 @@ _WHOLES: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
 }
 
 
+@lru_cache(maxsize=16_384)
 def stream_id(kind: str, *parts: object) -> UUID:
     """The aggregate (event stream) of a thing: `stream_id("datanet", "<uuid>")`. Kinds never
     collide, so a contribution cannot take a datanet's id."""

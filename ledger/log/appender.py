@@ -154,6 +154,14 @@ class GroupCommit(ApplicationRecorder):
     ) -> Sequence[StoredEvent]:
         return self.recorder.select_events(originator_id, gt=gt, lte=lte, desc=desc, limit=limit)
 
+    def select_streams(self, streams: Sequence[UUID]) -> Sequence[StoredEvent]:
+        """All events of several streams, each stream's in order."""
+        select = getattr(self.recorder, "select_streams", None)
+        if select is None:
+            return [event for stream in streams for event in self.select_events(stream)]
+        found: Sequence[StoredEvent] = select(streams)
+        return found
+
     def select_notifications(
         self,
         start: int | None,

@@ -5,6 +5,7 @@ Everything that speaks SQL to the event store is in this room: this module (pool
 it as StorageError, with what to do; passwords never appear in a message.
 """
 
+import select
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,26 @@ POLL_S = 0.5
 RECONNECT_S = 0.2
 CHANNEL = "stored_events"
 
-Pool = ConnectionPool[Connection[Any]]
+CHECK_AFTER_S = 0.05
+"""A connection that has been idle for longer is asked before it is lent: then nobody is in a hurry,
+and a session that is just being ended has had the time to end."""
+
+
+class CheckedConnection(Connection[Any]):
+    """Knows when it last served well (monotonic seconds)."""
+
+    served_at = 0.0
+
+
+class Pool(ConnectionPool[CheckedConnection]):
+    """Lends no dead connection, and does not ask the server each time: that is a round trip. A
+    server that ends a session says so, or closes the socket: then there is something to read."""
+
+    def check_before_lending(self, connection: CheckedConnection) -> None:
+        mailbox = select.poll()
+        mailbox.register(connection.fileno(), select.POLLIN)
+        if mailbox.poll(0) or time.monotonic() > connection.served_at + CHECK_AFTER_S:
+            self.check_connection(connection)
 
 
 def connect(url: str, *, max_size: int = POOL_SIZE, name: str = "ledger") -> Pool:
@@ -40,13 +60,14 @@ def connect(url: str, *, max_size: int = POOL_SIZE, name: str = "ledger") -> Poo
         psycopg.connect(url).close()
     except psycopg.Error as error:
         raise StorageError(f"{_unreachable(url)} ({first_line(error)})") from error
-    pool: Pool = ConnectionPool(
+    pool = Pool(
         url,
+        connection_class=CheckedConnection,
         kwargs={"autocommit": True, "application_name": f"tributary {name}"},
         min_size=1,
         max_size=max_size,
         timeout=CONNECT_TIMEOUT_S,
-        check=ConnectionPool.check_connection,
+        check=lambda connection: pool.check_before_lending(connection),
         configure=make_durable,
         name=name,
         open=False,
@@ -67,6 +88,7 @@ def lend(pool: Pool) -> Iterator[Connection[Any]]:
     try:
         with pool.connection() as connection:
             yield connection
+            connection.served_at = time.monotonic()
     except PoolTimeout as error:
         raise StorageError(_unreachable(pool.conninfo)) from error
     except psycopg.Error as error:

@@ -367,6 +367,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a tenth of the events, one run")
+    parser.add_argument("--only", help="runs whose name holds this")
     parser.add_argument("--profile", type=Path, help="py-spy's raw stacks of the API process")
     options = parser.parse_args()
     scale, runs = (10, 1) if options.quick else (1, RUNS)
@@ -389,6 +390,8 @@ def main() -> None:
         print(HEAD)
         with profiled(running.process.pid, options.profile):
             for name, make in plans.items():
+                if options.only and options.only not in name:
+                    continue
                 results[name] = measure(running, name, make, runs)
         limits = bounds(running.settings.root)
         peers = {

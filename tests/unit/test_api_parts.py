@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
@@ -179,7 +179,7 @@ def test_the_smaller_limit_counts(app: FastAPI) -> None:
         return len(data)
 
     @app.post("/batch")
-    async def batch(data: raw.BatchBytes) -> int:
+    async def batch(data: Annotated[bytes, Depends(raw.batch_bytes)]) -> int:
         return len(data)
 
     assert "MAX_LOGIN_BYTES" in ask(app, "POST", "/login", content=b"x" * 2_049).text

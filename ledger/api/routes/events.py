@@ -93,6 +93,7 @@ for path, endpoint, summary, told in (
         responses=REPEATED,
         route_class_override=DirectRoute,
     )
+DIRECT = [route for route in router.routes if isinstance(route, DirectRoute)]
 
 
 def _waits(request: Request) -> bool:
