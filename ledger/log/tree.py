@@ -11,7 +11,6 @@ hashes never change once written.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ledger.errors import StorageError
 from ledger.verify.merkle import EMPTY_ROOT, HASH_BYTES, node_hash, tree_root
@@ -21,33 +20,9 @@ TileId = tuple[int, int]
 """(level, n)."""
 ReadTiles = Callable[[Sequence[TileId]], Mapping[TileId, bytes]]
 """The one method: tiles by id, hashes back to back; missing ones may be left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subtree:
-    """The perfect subtree over leaves [index * 2**height, (index + 1) * 2**height)."""
-
-    height: int
-    index: int
-
-    @property
-    def tile(self) -> TileId:
-        """The tile that holds its hash, or the hashes right below it."""
-        return self.height // TILE_HEIGHT, self._first // TILE_WIDTH
-
-    @property
-    def span(self) -> slice:
-        """Where in that tile: 2**(height % 8) hashes, as a slice of bytes."""
-        start = self._first % TILE_WIDTH
-        return slice(start * HASH_BYTES, (start + self._width) * HASH_BYTES)
-
-    @property
-    def _width(self) -> int:
-        return 1 << (self.height % TILE_HEIGHT)
-
-    @property
-    def _first(self) -> int:
-        return self.index * self._width
+Place = tuple[TileId, slice]
+"""Where the hash of a perfect subtree is, or the hashes right below it: 1 to 128 of one tile, as a
+slice of its bytes."""
 
 
 # --- growing ---
@@ -97,17 +72,20 @@ def range_hashes(ranges: Sequence[tuple[int, int]], read: ReadTiles) -> list[byt
     an RFC 9162 tree is.
     """
     parts = [_perfect(low, high) for low, high in ranges]
-    needed = sorted({subtree.tile for part in parts for subtree in part})
+    needed = sorted({id for part in parts for id, _ in part})
     tiles = _Tiles(read(needed))
-    return [_fold(tree_root(tiles.hashes(s.tile, s.span)) for s in part) for part in parts]
+    return [_fold(tree_root(tiles.hashes(id, span)) for id, span in part) for part in parts]
 
 
-def _perfect(low: int, high: int) -> list[Subtree]:
-    """The perfect subtrees that make up [low, high), largest first."""
+def _perfect(low: int, high: int) -> list[Place]:
+    """Where the perfect subtrees are that make up [low, high), largest first."""
     found = []
     while low < high:
         height = (high - low).bit_length() - 1
-        found.append(Subtree(height=height, index=low >> height))
+        level, inside = divmod(height, TILE_HEIGHT)
+        n, start = divmod(low >> (TILE_HEIGHT * level), TILE_WIDTH)
+        stop = start + (1 << inside)
+        found.append(((level, n), slice(start * HASH_BYTES, stop * HASH_BYTES)))
         low += 1 << height
     return found
 
