@@ -13,7 +13,7 @@ from nacl.signing import SigningKey
 from ledger.api.witness import create_witness_app
 from ledger.log import tree
 from ledger.log.add_checkpoint import AddCheckpoint, format_request
-from ledger.log.witness import Witness, open_witness
+from ledger.log.witness import KnownLog, Witness, open_witness
 from ledger.verify.checkpoint import Checkpoint, format_checkpoint
 from ledger.verify.merkle import leaf_hash, tree_root
 from ledger.verify.note import VerifierKey, format_note, format_vkey, sign_text, vkey_of
@@ -76,7 +76,8 @@ def witness_at(
     folder: Path, *, name: str = "w.example/1", logs: Sequence[VerifierKey] = (LOG_VKEY,),
     clock: Clock | None = None,
 ) -> Iterator[Witness]:  # fmt: skip
-    with open_witness(folder, logs=logs, clock=clock or Clock(), name=name) as witness:
+    known = [KnownLog(origin=key.name, key=key) for key in logs]
+    with open_witness(folder, logs=known, clock=clock or Clock(), name=name) as witness:
         yield witness
 
 

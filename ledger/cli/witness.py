@@ -30,7 +30,14 @@ Name = Annotated[
 @app.command()
 def run(
     folder: Folder,
-    log: Annotated[list[str], typer.Option("--log", metavar="VKEY", help="A log to cosign.")],
+    log: Annotated[
+        list[str],
+        typer.Option(
+            "--log",
+            metavar="VKEY",
+            help="A log to cosign: 'VKEY', or 'VKEY ORIGIN' if they differ.",
+        ),
+    ],
     name: Name = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[

@@ -78,6 +78,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownLog:
+    """A log that is cosigned: what its checkpoints' first line says, and a key that signs them.
+
+    The key's name is the origin in most logs, not in all: Go's checksum database is one that isn't.
+    A log may have several keys: one KnownLog each.
+    """
+
+    origin: str
+    key: VerifierKey
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a request gets: HTTP status, body and its media type."""
 
@@ -117,7 +129,7 @@ class Witness:
     """One witness key over the logs it knows. Thread-safe; open it with `open_witness`."""
 
     def __init__(
-        self, *, folder: Path, name: str, key: SigningKey, logs: Iterable[VerifierKey], clock: Clock
+        self, *, folder: Path, name: str, key: SigningKey, logs: Iterable[KnownLog], clock: Clock
     ) -> None:
         self.vkey = vkey_of(name, key, COSIGNATURE)
         self.evidence = EvidenceFolder(folder / EVIDENCE_FOLDER, clock=clock)
@@ -288,7 +300,7 @@ class Witness:
 
 @contextmanager
 def open_witness(
-    folder: Path, *, logs: Iterable[VerifierKey], clock: Clock, name: str | None = None
+    folder: Path, *, logs: Iterable[KnownLog], clock: Clock, name: str | None = None
 ) -> Iterator[Witness]:
     """The witness of a folder, which is made with a new key on the first start.
 
@@ -319,14 +331,14 @@ def witness_key(folder: Path, *, name: str | None = None) -> Iterator[tuple[str,
         yield ensure_signer_key(folder / KEY_FILE, name=name, default=DEFAULT_NAME)
 
 
-def _by_origin(logs: Iterable[VerifierKey], own: VerifierKey) -> dict[str, tuple[VerifierKey, ...]]:
+def _by_origin(logs: Iterable[KnownLog], own: VerifierKey) -> dict[str, tuple[VerifierKey, ...]]:
     found: dict[str, tuple[VerifierKey, ...]] = {}
-    for key in logs:
-        if key.type != ED25519:
-            raise ConfigError(f"the key of {key.name} is no log's: expected type 0x01 (Ed25519)")
-        if key.public_key == own.public_key:
-            raise ConfigError(f"{key.name} signs with this witness's own key: that proves nothing")
-        found[key.name] = (*found.get(key.name, ()), key)
+    for log in logs:
+        if log.key.type != ED25519:
+            raise ConfigError(f"the key of {log.origin} is no log's: expected type 0x01 (Ed25519)")
+        if log.key.public_key == own.public_key:
+            raise ConfigError(f"{log.origin} has this witness's own key: that proves nothing")
+        found[log.origin] = (*found.get(log.origin, ()), log.key)
     if len(found) > MAX_LOGS:
         raise ConfigError(f"a witness knows at most MAX_LOGS = {MAX_LOGS} logs")
     return found

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ledger.errors import ConfigError, MalformedProof
-from ledger.log.witness import Witness, open_witness
-from ledger.verify.note import VerifierKey, parse_vkey
+from ledger.log.witness import KnownLog, Witness, open_witness
+from ledger.verify.note import parse_vkey
 
 MAX_CONNECTIONS = 256
 """More are answered 503: a witness has few callers, and each may be slow on purpose."""
@@ -32,9 +32,9 @@ def run_witness(
 
     from ledger.api.witness import create_witness_app
 
-    keys = [log_key(text) for text in logs]
+    known = [known_log(text) for text in logs]
     with (
-        open_witness(folder, logs=keys, clock=_clock, name=name) as witness,
+        open_witness(folder, logs=known, clock=_clock, name=name) as witness,
         socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
     ):
         _bind(listener, host, port)
@@ -53,14 +53,17 @@ def run_witness(
         server.run(sockets=[listener])
 
 
-def log_key(text: str) -> VerifierKey:
-    """The key that `--log` names. Raises ConfigError."""
+def known_log(text: str) -> KnownLog:
+    """The log that `--log` names: its vkey, then a space and its origin where that is another than
+    the key's name. Raises ConfigError."""
+    vkey, _, origin = text.strip().partition(" ")
     try:
-        return parse_vkey(text.strip())
+        key = parse_vkey(vkey)
     except MalformedProof as error:
         raise ConfigError(
             f"--log takes a log's vkey, such as /log/vkey answers it: {error.message}"
         ) from error
+    return KnownLog(origin=origin.strip() or key.name, key=key)
 
 
 def _clock() -> int:

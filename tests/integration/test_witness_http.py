@@ -324,3 +324,15 @@ def test_settings_that_cannot_work(pg_url: str, tmp_path: Path) -> None:
     settings = load_settings(home=tmp_path, database_url=pg_url, witness_required=True)
     with pytest.raises(ConfigError, match="TRIBUTARY_WITNESS_POLICY"), log_cosigners(settings):
         pass
+
+
+def test_what_log_means_on_the_command_line() -> None:
+    from ledger.errors import ConfigError
+    from ledger.processes.witness import known_log
+
+    text = format_vkey(LOG_VKEY)
+    assert known_log(f" {text}\n").origin == ORIGIN
+    assert known_log(f"{text} go.sum database tree").origin == "go.sum database tree"
+    assert known_log(f"{text} x").key == LOG_VKEY
+    with pytest.raises(ConfigError, match="/log/vkey"):
+        known_log(ORIGIN)

@@ -30,7 +30,7 @@ from ledger.log.add_checkpoint import (
     parse_request,
     parse_size,
 )
-from ledger.log.witness import Answer, Witness, open_witness
+from ledger.log.witness import Answer, KnownLog, Witness, open_witness
 from ledger.verify.checkpoint import open_checkpoint
 from ledger.verify.evidence import check_evidence, parse_evidence
 from ledger.verify.note import (
@@ -325,7 +325,8 @@ def test_a_restart_remembers(tmp_path: Path) -> None:
     with witness_at(tmp_path) as witness:
         witness.add_checkpoint(MAIN.request(0, 5))
         vkey = witness.vkey_text
-    with open_witness(tmp_path, logs=[LOG_VKEY], clock=Clock()) as witness:
+    known = [KnownLog(origin=ORIGIN, key=LOG_VKEY)]
+    with open_witness(tmp_path, logs=known, clock=Clock()) as witness:
         assert witness.vkey_text == vkey
         assert witness.add_checkpoint(MAIN.request(0, 9)).body == b"5\n"
         assert witness.add_checkpoint(Branch("fork").request(5, 5)).status == 409
