@@ -7,7 +7,7 @@ from ledger.domain.envelope import MAX_ENTRY_BYTES, MAX_ENVELOPE_BYTES
 from ledger.domain.events import CATALOGUE
 from ledger.log.signer import STATE_FORMAT
 from ledger.verify import bundle_format, disclosure, manifest, payouts
-from ledger.verify.lineage import ONCE
+from ledger.verify.lineage import MAX_RUNS, ONCE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "FORMATS.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^### `([a-z_.]+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -39,6 +39,7 @@ def test_limits_and_names() -> None:
     assert f"{manifest.MAX_MANIFEST_ROWS:,}" in PAGE
     assert f"{bundle_format.MAX_BUNDLE_BYTES // 2**20} MiB" in PAGE
     assert f"at most {bundle_format.MAX_BLOBS} of" in PAGE
+    assert f"at most {MAX_RUNS} `run.completed`" in PAGE
     for name in (bundle_format.FORMAT, bundle_format.FORMAT_V2, STATE_FORMAT):
         assert name in PAGE
     assert disclosure.MAX_DISCLOSED == payouts.MAX_PAYOUTS == 100
