@@ -12,7 +12,14 @@ from rich.markup import escape
 
 from ledger.cli.context import Json, err, home
 from ledger.cli.monitor_report import Observer, metrics, say, say_time
-from ledger.cli.monitor_setup import l1_anchor, log_key, log_source, read_policy, slug
+from ledger.cli.monitor_setup import (
+    l1_anchor,
+    log_key,
+    log_source,
+    read_policy,
+    slug,
+    witness_sources,
+)
 from ledger.client import now_us
 from ledger.errors import StorageError, Unavailable
 from ledger.log.monitor import Monitor, Poll
@@ -44,6 +51,9 @@ def monitor(
     policy: Annotated[
         Path | None, typer.Option(help="Which witnesses are enough (c2sp.org/tlog-policy).")
     ] = None,
+    ask_witnesses: Annotated[
+        bool, typer.Option(help="Ask the policy's witnesses what they cosigned last.")
+    ] = True,
     rpc: Annotated[
         str | None, typer.Option(metavar="URL", help="An EVM node to read the anchor from.")
     ] = None,
@@ -78,6 +88,7 @@ def monitor(
             clock=now_us,
             policy=rules,
             anchor=l1_anchor(rpc, contract, url, stack),
+            witnesses=witness_sources(rules, stack) if ask_witnesses else {},
             entries=entries,
             keep_going=keep_going,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ledger.cli.context import err
 from ledger.errors import ConfigError, MalformedProof, NotFound, Unavailable
-from ledger.log.monitor import AnchorReader
+from ledger.log.monitor_others import AnchorReader
 from ledger.log.monitor_state import followed
 from ledger.log.sources import FolderSource
 from ledger.ports import LogSource
@@ -49,6 +49,14 @@ def read_policy(path: Path | None) -> tuple[Policy, bytes] | None:
         return parse_policy(text), text
     except MalformedProof as error:
         raise ConfigError(f"{path}: {error.message}") from error
+
+
+def witness_sources(
+    rules: tuple[Policy, bytes] | None, stack: ExitStack
+) -> dict[VerifierKey, LogSource]:
+    """The witnesses of a policy that say where they answer."""
+    known = rules[0].witnesses if rules else ()
+    return {w.key: stack.enter_context(HttpSource(w.url)) for w in known if w.url}
 
 
 def log_key(

@@ -13,7 +13,8 @@
 4. The entries, hashed onto the monitor's own edge (`monitor_state`), give the signed root. So every
    checkpoint seen is an extension of the one before, without believing any proof of the log's. The
    tiles served, of every level, are those of the own tree (`monitor_growth`).
-5. What the L1 contract holds is the beginning of that tree.
+5. What the L1 contract holds, and what witnesses cosigned last, is the beginning of that tree
+   (`monitor_others`).
 
 With `entries=False`, 3 and 4 shrink to the consistency proof out of the log's tiles and the last
 entry, whose index binds the size.
@@ -30,35 +31,19 @@ bundle of 256 entries and the edge. Not safe for two threads.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from ledger.domain.canonical import canonical_json
 from ledger.errors import NotFound, Unavailable, VerificationError
 from ledger.log.monitor_findings import Alarm, Findings, Items, Look, Stop
 from ledger.log.monitor_growth import Growth
+from ledger.log.monitor_others import AnchorReader, Others
 from ledger.log.monitor_served import READ_ATTEMPTS, REREAD_PAUSE_S, Served
 from ledger.log.monitor_state import MonitorFolder, Signed, seen_with
 from ledger.ports import Clock, LogSource
-from ledger.verify.checkpoint import Checkpoint, OpenedCheckpoint, open_checkpoint
-from ledger.verify.evidence import prefix_roots
+from ledger.verify.checkpoint import OpenedCheckpoint, open_checkpoint
 from ledger.verify.note import MAX_NOTE_BYTES, VerifierKey, format_vkey
 from ledger.verify.policy import Policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnchoredTree:
-    """What the L1 contract holds, in one block. `section` is the proof of it, where the node gave
-    one (`ledger.verify.l1`). `contract` is 0x and lower-case hex; size 0 is no anchor yet."""
-
-    chain_id: int
-    contract: str
-    size: int
-    root: bytes
-    section: Mapping[str, Any] | None
-
-
-AnchorReader = Callable[[], AnchoredTree]
-"""Raises Unavailable (ChainError) when the node does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +77,25 @@ class Monitor:
         clock: Clock,
         policy: tuple[Policy, bytes] | None = None,
         anchor: AnchorReader | None = None,
+        witnesses: Mapping[VerifierKey, LogSource] = MappingProxyType({}),
         entries: bool = True,
         keep_going: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """`log` is the origin, `policy` a parsed file and its bytes, `anchor` reads the contract,
-        `entries` whether every entry is read."""
+        `witnesses` are asked what they cosigned last, `entries` is whether every entry is read."""
         self._source = source
         self._folder = folder
         self._log, self._key = log, key
         self._clock, self._sleep = clock, sleep
         self._policy = policy
-        self._anchor = anchor
         self._every_entry = entries
         self._keep_going = keep_going
         self._findings = Findings(folder.evidence, log=log, key=key, clock=clock)
         self._served = Served(source, self._findings, sleep)
+        self._others = Others(
+            self._served, self._findings, log=log, key=key, anchor=anchor, witnesses=witnesses
+        )
         self.state = folder.load()
 
     def poll(self) -> Poll:
@@ -141,14 +129,18 @@ class Monitor:
         return self.state.head.checkpoint.size if self.state.head else 0
 
     def _follow(self, look: Look) -> None:
-        # The contract before the checkpoint: what is anchored must have been published.
-        anchored = self._read_anchor(look)
+        # Before the checkpoint: what they hold was the log's before.
+        anchored, witnessed = self._others.read_anchor(), self._others.read_witnesses()
         new, opened = self._checkpoint()
         look.witnesses = tuple(seen.key.name for seen in opened.witnesses)
         self._compare(new)
         self._reach(new)
-        if anchored:
-            self._check_anchor(anchored, new)
+        if anchored and anchored.size:
+            pair = (anchored.size, anchored.root)
+            if pair == self.state.anchored or self._others.check_anchored(anchored, new):
+                self._save(anchored=pair)
+        for theirs in witnessed:
+            self._others.check_witnessed(theirs, new)
         if not look.alarms:
             self._save(last_ok=self._clock())
 
@@ -265,49 +257,3 @@ class Monitor:
         self._folder.save(state)
         self._folder.drop_progress()
         self.state = state
-
-    # --- 5: the L1 contract ---
-
-    def _read_anchor(self, look: Look) -> AnchoredTree | None:
-        if self._anchor is None:
-            return None
-        try:
-            return self._anchor()
-        except Unavailable as error:
-            look.unchecked.append(f"the L1 contract: {error}")
-            return None
-
-    def _check_anchor(self, anchored: AnchoredTree, new: Signed) -> None:
-        pair, head = (anchored.size, anchored.root), new.checkpoint
-        if anchored.size == 0 or pair == self.state.anchored:
-            return
-        held = Checkpoint(origin=self._log, size=anchored.size, root=anchored.root)
-        nodes = self._served.nodes(held, head)
-        same = pair == (head.size, head.root)
-        if nodes and prefix_roots(held.size, head.size, nodes) == (held.root, head.root):
-            same = True
-        if same:
-            self._save(anchored=pair)
-            return
-        where = f"contract {anchored.contract} on chain {anchored.chain_id} holds a tree of "
-        says = f"{where}{held.size} entries that is not the beginning of the log's {head.size}"
-        if held.size > head.size:
-            says = f"{where}{held.size} entries, and the log shows only {head.size}"
-        items = {"checkpoint": new.note, "anchor": _claim(anchored)}
-        if not nodes or not self._findings.attempt(
-            "anchor-mismatch", says, {**items, "nodes": b"".join(nodes)}
-        ):
-            self._findings.alarm("anchor-mismatch", says, items)
-
-
-def _claim(anchored: AnchoredTree) -> bytes:
-    """The `anchor` item of an evidence file."""
-    return canonical_json(
-        {
-            "chain_id": anchored.chain_id,
-            "contract": anchored.contract,
-            "size": anchored.size,
-            "root": anchored.root.hex(),
-            "section": anchored.section,
-        }
-    )

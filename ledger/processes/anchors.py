@@ -1,11 +1,11 @@
 """What a CheckpointAnchor contract holds, for monitors: the chain room behind the port that
-`ledger.log.monitor` asks. Reads only; no account, no ledger of ours."""
+`ledger.log.monitor_others` asks. Reads only; no account, no ledger of ours."""
 
 from ledger.chain.client import ChainClient
 from ledger.chain.l1proof import capture_l1
 from ledger.domain.ids import check_address
 from ledger.errors import ChainError, ConfigError, InvalidEvent, VerificationError
-from ledger.log.monitor import AnchoredTree, AnchorReader
+from ledger.log.monitor_others import AnchoredTree, AnchorReader
 from ledger.verify.l1 import verify_l1
 
 

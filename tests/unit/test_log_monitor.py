@@ -12,12 +12,14 @@ from ledger.domain.envelope import encode_entry, leaf_hash
 from ledger.errors import ConfigError, StorageError, Unavailable
 from ledger.files import write_durably
 from ledger.log import monitor_growth, monitor_state
-from ledger.log.monitor import AnchoredTree, Poll
+from ledger.log.add_checkpoint import checkpoint_path
+from ledger.log.monitor import Poll
 from ledger.log.monitor_findings import MAX_ALARMS_PER_LOOK
+from ledger.log.monitor_others import AnchoredTree
 from ledger.log.monitor_state import MonitorFolder
 from ledger.verify.evidence import Evidence, check_evidence
 from ledger.verify.merkle import tree_root
-from ledger.verify.note import format_vkey, vkey_of
+from ledger.verify.note import VerifierKey, format_vkey, vkey_of
 from ledger.verify.policy import parse_policy
 from tests.unit.monitor_world import (
     LOG,
@@ -425,6 +427,40 @@ def test_a_witness_that_steps_back_is_named(tmp_path: Path) -> None:
     poll = monitor(source, tmp_path, policy=policy(1)).poll()
     # It convicts that key, not the log.
     assert alarms(poll) == check(tmp_path) == [BACK, ("witness-conflict", False)]
+
+
+def asked(n: int, note: bytes | None) -> dict[VerifierKey, DictSource]:
+    """A witness that shows this checkpoint."""
+    files = {} if note is None else {checkpoint_path(LOG): note}
+    return {witness_key(n)[1]: DictSource(files)}
+
+
+@pytest.mark.parametrize("size", [None, 0, 1, 8, 299, 300, 301])
+def test_a_witness_that_saw_the_same_log(tmp_path: Path, size: int | None) -> None:
+    note = None
+    if size is not None:
+        note = log_files(entries(size), cosigned=[(0, 5)])["checkpoint"]
+    source = DictSource(log_files(entries(300)))
+    poll = monitor(source, tmp_path, witnesses=asked(0, note)).poll()
+    assert (poll.alarms, poll.unchecked, poll.size) == ((), (), 300)
+
+
+@pytest.mark.parametrize("size", [1, 8, 299, 300])
+def test_a_witness_that_was_shown_another_log(tmp_path: Path, size: int) -> None:
+    other = log_files([entry(0, name="x"), *entries(size)[1:]], cosigned=[(0, 5)])
+    source = DictSource(log_files(entries(300)))
+    poll = monitor(source, tmp_path, witnesses=asked(0, other["checkpoint"])).poll()
+    assert alarms(poll) == check(tmp_path) == [SPLIT if size == 300 else FORK]
+
+
+def test_a_witness_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    down = {witness_key(0)[1]: DictSource(down=0)}
+    source = DictSource(log_files(entries(3)))
+    assert len(monitor(source, tmp_path, witnesses=down).poll().unchecked) == 1
+    poll = monitor(source, tmp_path, witnesses=asked(0, b"nonsense")).poll()
+    assert (len(poll.unchecked), poll.alarms) == (1, ())
+    forged = log_files([entry(0, name="x")], key=OTHER_KEY, cosigned=[(0, 5)])["checkpoint"]
+    assert monitor(source, tmp_path, witnesses=asked(0, forged)).poll().alarms == ()
 
 
 # --- the contract ---
