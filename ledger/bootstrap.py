@@ -7,7 +7,8 @@ built here. The chain and worker rooms are imported inside the functions that ne
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from ledger.domain.envelope import Envelope
 from ledger.domain.ids import actor_of
 from ledger.domain.rows import decode_rows, rows_root
 from ledger.errors import (
+    Backpressure,
     ConfigError,
     Conflict,
     InvalidEvent,
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
 
 API_POOL = 24
 PROJECTOR_POOL = 4
+BUNDLES_AT_ONCE = 4
+BUNDLE_WAIT_S = 5.0
 OPERATOR_KEY, LOG_KEY, WORKER_KEY, CHAIN_KEY = "operator", "log", "worker", "chain"
 
 
@@ -304,14 +308,20 @@ def check_evm_receipt(receipt: Receipt) -> None:
 def gates(
     blobs: BlobStore, base_digest: str, credentials: Credentials, queries: Queries
 ) -> dict[str, Gate]:
-    def rows_match(event: Envelope) -> None:
-        body = event.body
+    def rows_match(events: Sequence[Envelope]) -> None:
+        claims = {(event.body["rows_sha256"], event.actor) for event in events}
         # Hashes are public. Were naming one enough, anyone could claim another's private rows.
-        if not credentials.uploaded(body["rows_sha256"], event.actor):
+        strange = claims - credentials.uploads_among(claims)
+        if strange:
             raise NotFound(
-                f"you have not uploaded blob {body['rows_sha256']}: POST /v1/blobs first",
+                f"you have not uploaded blob {min(strange)[0]}: POST /v1/blobs first",
                 field="body.rows_sha256",
             )
+        for event in events:
+            the_blob_has_them(event)
+
+    def the_blob_has_them(event: Envelope) -> None:
+        body = event.body
         rows = decode_rows(blobs.get(body["rows_sha256"]))
         if len(rows) != body["rows_count"] or rows_root(rows).hex() != body["rows_root"]:
             raise InvalidEvent(
@@ -337,7 +347,7 @@ def gates(
                 field="body.base_model",
             )
 
-    def blobs_there(*fields: str) -> Gate:
+    def blobs_there(*fields: str) -> Callable[[Envelope], None]:
         def check(event: Envelope) -> None:
             for field in fields:
                 _need_blob(blobs, event.body[field], field)
@@ -356,13 +366,23 @@ def gates(
 
     return {
         "contribution.recorded": rows_match,
-        "identity.evm_bound": address_signed,
-        "run.requested": base_is_ours,
-        "run.completed": blobs_there(
-            "manifest_sha256", "adapter_sha256", "adapter_config_sha256", "index_sha256"
+        "identity.evm_bound": _each(address_signed),
+        "run.requested": _each(base_is_ours),
+        "run.completed": _each(
+            blobs_there(
+                "manifest_sha256", "adapter_sha256", "adapter_config_sha256", "index_sha256"
+            )
         ),
-        "attribution.recorded": shares_are_of_the_run,
+        "attribution.recorded": _each(shares_are_of_the_run),
     }
+
+
+def _each(check: Callable[[Envelope], None]) -> Gate:
+    def gate(events: Sequence[Envelope]) -> None:
+        for event in events:
+            check(event)
+
+    return gate
 
 
 def _need_blob(blobs: BlobStore, sha256: str, field: str) -> None:
@@ -425,11 +445,18 @@ def api_services(settings: Settings) -> Iterator["Services"]:
 
 
 def _bundles(box: Store, bundler: Bundler) -> Callable[..., bytes]:
-    """A bundle by leaf index, on the newest anchored checkpoint where there is one."""
+    """A bundle by leaf index, on the newest anchored checkpoint where there is one. A few at once:
+    the largest take some seconds and a few hundred MiB."""
+    free = threading.BoundedSemaphore(BUNDLES_AT_ONCE)
 
     def build(index: int, *, account: str | None = None, earnings: bool = True) -> bytes:
-        anchored = _newest_anchor(box)
-        return bundler.bundle(index, anchored=anchored, account=account, earnings=earnings)
+        if not free.acquire(timeout=BUNDLE_WAIT_S):
+            raise Backpressure("as many bundles as may be are being assembled", retry_after_s=2)
+        try:
+            anchored = _newest_anchor(box)
+            return bundler.bundle(index, anchored=anchored, account=account, earnings=earnings)
+        finally:
+            free.release()
 
     return build
 

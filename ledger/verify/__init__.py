@@ -11,5 +11,6 @@ what a log promised; `evidence`: that a log broke its word, to be shown to other
 
 No clock, network or logging; I/O in `__main__` alone. Imports: the standard library, PyNaCl,
 `ledger.domain`, `ledger.errors`; `l1` and `payouts` need more and import it only when a bundle has
-an L1 section or payout lines. Everything here returns or raises a `VerificationError`, whatever bytes it is fed.
+an L1 section or payout lines. Everything here returns or raises a `VerificationError`, whatever
+bytes it is fed.
 """

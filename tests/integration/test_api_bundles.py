@@ -5,6 +5,7 @@ watcher would record is appended by the operator, and the L1 section comes from 
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,12 +13,14 @@ from uuid import uuid4
 
 import pytest
 
+from ledger import bootstrap
 from ledger.aggregates.inferences import chain_event_id
 from ledger.chain.payouts import PayoutTree, build_payout_tree
 from ledger.domain.canonical import canonical_json
 from ledger.domain.events import CATALOGUE
-from ledger.errors import Unavailable, VerificationError
+from ledger.errors import Backpressure, Unavailable, VerificationError
 from ledger.log import ancestry
+from ledger.log.bundle import Bundler
 from ledger.log.disclose import disclose
 from ledger.verify.bundle import verify_bundle
 from ledger.verify.verdict import Verdict
@@ -25,6 +28,7 @@ from projections.lineage_index import LineageIndex
 from tests.api_world import MODEL, POLICY, LocalEngine, Service, service
 from tests.integration.test_api_events import problem
 from tests.integration.test_api_money import HELLO, _bind
+from tests.unit.lineage_world import ScannedIndex
 from tests.unit.made_chain import l1_section
 
 CONTRACT = "0x" + "12" * 20
@@ -297,6 +301,62 @@ def test_a_row_of_a_real_bundle(api: Service) -> None:
     with pytest.raises(VerificationError):
         verify_bundle(shown.replace(own[1].salt.encode(), own[0].salt.encode()))
     assert ann.get_blob(api.made["ann"]["rows_sha256"])
+
+
+def test_the_index_finds_what_a_scan_of_the_log_finds(api: Service) -> None:
+    index = LineageIndex(api.services.queries._pool)
+    scan = ScannedIndex(api.services.entries)
+    wanted = {
+        thing
+        for entry in scan.entries()
+        for thing in (*ancestry._needs(entry), *ancestry._companions(entry))
+    }
+    wanted |= {("run.completed", "run", str(uuid4())), ("period.closed", "period", "99")}
+    found = scan.firsts(wanted)
+    assert index.firsts(wanted) == found
+    assert {event_type for event_type, _, _ in found} > {"fee_policy.set", "fee.charged"}
+    assert index.firsts(set()) == {}
+    assert index.position() == api.settle()
+    for name in ("ann", "dev"):
+        address = api.made[f"address {name}"]
+        assert index.bindings(address) == scan.bindings(address) != []
+    assert index.bindings("0x" + "ee" * 20) == []
+    for period in (1, 2, 3, 4):
+        cutoff = index_of(api, "period.cutoff", period=period)
+        assert index.settlements(cutoff) == scan.settlements(cutoff)
+        for owners in ({api.actor("ann")}, {api.actor("dev"), api.actor("ben")}, set[str]()):
+            assert index.earnings(owners, cutoff, 99) == scan.earnings(owners, cutoff, 99)
+            assert index.earnings(owners, cutoff, 2) == scan.earnings(owners, cutoff, 2)
+    address, owed_wei = api.made["address ann"], api.made["tree 3"].amount(api.made["address ann"])
+    claim = api.made["claim 3"]
+    assert index.claimed_period(address, owed_wei, claim) == 3
+    assert index.claimed_period(address, owed_wei + 1, claim) is None
+    assert index.claimed_period(address, owed_wei, 5) is None, "not active yet"
+
+
+def test_too_many_at_once_are_asked_to_come_again(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may hold 64 MiB and more."""
+    monkeypatch.setattr(bootstrap, "BUNDLE_WAIT_S", 0.01)
+    busy, go_on = threading.Barrier(bootstrap.BUNDLES_AT_ONCE + 1), threading.Event()
+    honest = Bundler.bundle
+
+    def slow(self: Bundler, subject: int, **asked: Any) -> bytes:
+        if threading.current_thread() is not threading.main_thread():
+            busy.wait(10)
+            assert go_on.wait(10)
+        return honest(self, subject, **asked)
+
+    monkeypatch.setattr(Bundler, "bundle", slow)
+    with ThreadPoolExecutor(bootstrap.BUNDLES_AT_ONCE) as pool:
+        under_way = [pool.submit(api.services.bundle, 0) for _ in range(bootstrap.BUNDLES_AT_ONCE)]
+        busy.wait(10)
+        with pytest.raises(Backpressure):
+            api.services.bundle(0)
+        go_on.set()
+        assert all(verify_bundle(done.result()) for done in under_way)
+    verify_bundle(api.services.bundle(0))
 
 
 def test_bundles_at_the_same_time(api: Service) -> None:

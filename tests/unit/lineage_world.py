@@ -22,7 +22,7 @@ from ledger.log.ancestry import Thing
 from ledger.log.bundle import Bundler
 from ledger.log.sequencer import Sequencer
 from ledger.log.signer import LogSigner
-from ledger.ports import StoredCheckpoint
+from ledger.ports import EntryLog, StoredCheckpoint
 from ledger.verify.note import format_vkey
 from tests.fakes import MemoryBlobStore, MemoryEntryLog, MemoryTileStore
 
@@ -144,7 +144,7 @@ class World:
 class ScannedIndex:
     """`ledger.log.ancestry.EventIndex` by reading the whole log each time: slow and plain."""
 
-    def __init__(self, log: MemoryEntryLog) -> None:
+    def __init__(self, log: EntryLog) -> None:
         self._log = log
 
     def position(self) -> int:
