@@ -2,7 +2,7 @@
 only `bootstrap` knows which one it hands out. Every port is small, and one contract suite per port
 runs against each implementation."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -233,3 +233,7 @@ class Credentials(Protocol):
     def record_upload(self, sha256: str, actor: str, size_bytes: int, now: int) -> None: ...
 
     def uploaded(self, sha256: str, actor: str) -> bool: ...
+
+    def uploads_among(self, claims: Set[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those (sha256, actor) of the claims where that actor has uploaded that blob."""
+        ...

@@ -67,7 +67,8 @@ MAX_CLOCK_SKEW_US = 300 * 1_000_000
 MAX_NAMED = 20
 """Events of a batch that a refusal names."""
 
-Gate = Callable[[Envelope], None]
+Gate = Callable[[Sequence[Envelope]], None]
+"""Gets all events of its type in one append; raises what is wrong with them."""
 Ids = Sequence[int]
 """Notification ids, one more than leaf indexes."""
 
@@ -194,10 +195,10 @@ class Ledger(Application[UUID]):
             self._rehearse(events, self._view.peek)
         except LedgerError:
             self._rehearse(events, self._reader.load)
-        for event in events:
-            gate = self._gates.get(event.type)
-            if gate:
-                gate(event)
+        for name, gate in self._gates.items():
+            mine = [event for event in events if event.type == name]
+            if mine:
+                gate(mine)
 
     def ask(self, events: Sequence[Envelope]) -> "Future[Ids | None]":
         """Queue checked events, whose gates are passed, to be decided and stored together."""

@@ -98,6 +98,13 @@ class Recorded:
         return replace(state, version=self.originator_version)
 
 
+@dataclass(frozen=True)
+class IdentifiedEvent(StoredEvent):
+    """Carries the envelope's id beside it, so that nobody has to parse for it again."""
+
+    event_id: UUID
+
+
 class EnvelopeMapper(Mapper[UUID]):
     """Stored state = envelope bytes, topic = event type. No pickling, no cipher, no compression.
 
@@ -110,11 +117,12 @@ class EnvelopeMapper(Mapper[UUID]):
 
     def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
         assert isinstance(domain_event, Recorded)
-        return StoredEvent(
+        return IdentifiedEvent(
             originator_id=domain_event.originator_id,
             originator_version=domain_event.originator_version,
             topic=domain_event.envelope.type,
             state=domain_event.envelope.raw,
+            event_id=domain_event.envelope.id,
         )
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:

@@ -53,7 +53,8 @@ class FsspecBlobStore:
         _check_name(sha256)
         try:
             with _storage_errors(self.url):
-                data: bytes = self._fs.cat_file(self._path(sha256))
+                path = self._path(sha256)
+                data = Path(path).read_bytes() if self._local else bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             raise NotFound(f"no blob {sha256} in {self.url}", sha256=sha256) from None
         actual = hashlib.sha256(data).hexdigest()

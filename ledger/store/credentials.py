@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Set
 
 from ledger.errors import Unauthenticated
 from ledger.store.postgres import Pool, lend
@@ -63,11 +64,19 @@ class PostgresCredentials:
             )
 
     def uploaded(self, sha256: str, actor: str) -> bool:
+        return bool(self.uploads_among({(sha256, actor)}))
+
+    def uploads_among(self, claims: Set[tuple[str, str]]) -> set[tuple[str, str]]:
+        ordered = list(claims)
         with lend(self._pool) as connection:
-            row = connection.execute(
-                "SELECT 1 FROM blob_uploads WHERE sha256 = %s AND actor = %s", (sha256, actor)
-            ).fetchone()
-        return row is not None
+            rows = connection.execute(
+                "SELECT sha256, actor FROM blob_uploads"
+                " JOIN unnest(%s::text[], %s::text[]) AS claims (sha256, actor)"
+                " USING (sha256, actor)",
+                ([sha256 for sha256, _ in ordered], [actor for _, actor in ordered]),
+                prepare=True,
+            ).fetchall()
+        return {(str(sha256), str(actor)) for sha256, actor in rows}
 
 
 def _digest(token: str) -> bytes:

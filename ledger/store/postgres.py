@@ -39,11 +39,12 @@ class CheckedConnection(Connection[Any]):
     served_at = 0.0
 
 
-class Pool(ConnectionPool[CheckedConnection]):
+class Pool(ConnectionPool[Connection[Any]]):
     """Lends no dead connection, and does not ask the server each time: that is a round trip. A
     server that ends a session says so, or closes the socket: then there is something to read."""
 
-    def check_before_lending(self, connection: CheckedConnection) -> None:
+    def check_before_lending(self, connection: Connection[Any]) -> None:
+        assert isinstance(connection, CheckedConnection)
         mailbox = select.poll()
         mailbox.register(connection.fileno(), select.POLLIN)
         if mailbox.poll(0) or time.monotonic() > connection.served_at + CHECK_AFTER_S:
@@ -88,7 +89,8 @@ def lend(pool: Pool) -> Iterator[Connection[Any]]:
     try:
         with pool.connection() as connection:
             yield connection
-            connection.served_at = time.monotonic()
+            if isinstance(connection, CheckedConnection):
+                connection.served_at = time.monotonic()
     except PoolTimeout as error:
         raise StorageError(_unreachable(pool.conninfo)) from error
     except psycopg.Error as error:

@@ -89,8 +89,10 @@ def system_clock() -> int:
 
 
 def envelope_id(event: StoredEvent) -> UUID:
-    """The id inside a stored envelope (whose form was checked before it came here)."""
-    return UUID(json.loads(event.state)["id"])
+    """The id that the event carries beside it, else the one inside the envelope (whose form was
+    checked before it came here)."""
+    known: UUID | None = getattr(event, "event_id", None)
+    return known or UUID(json.loads(event.state)["id"])
 
 
 class GapFreeRecorder(PostgresApplicationRecorder):
