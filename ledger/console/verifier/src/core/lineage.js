@@ -266,6 +266,7 @@ async function around(graph, entries, subject) {
     rowsCount: [...rows.values()].reduce((sum, ofOne) => sum + ofOne.size, 0),
     recorded: firstBy(entries, "contribution.recorded", "contribution"),
     manifests,
+    published: firstBy(entries, "adapter.published", "run"),
     closed: firstBy(entries, "period.closed", "period"),
   };
 }

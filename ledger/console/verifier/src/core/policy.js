@@ -42,25 +42,26 @@ export function parsePolicy(text) {
   return { logs, witnesses, groups, quorum: quorums[0] };
 }
 
-/** Throws bad-signature unless cosignatures by these keys, all verified, make the quorum. */
+/** What the quorum has, in words, or null where the policy asks for no witness; throws bad-signature
+ * unless cosignatures by these keys, all verified, make it. */
 export function requireQuorum(policy, keys) {
-  if (policy.quorum === null) return;
-  const satisfied = new Map();
-  for (const { name, key } of policy.witnesses) {
-    const has = keys.some((known) => sameKey(known, key));
-    satisfied.set(name, { isMet: has, has: Number(has), wants: 1 });
+  if (policy.quorum === null) return null;
+  const isThere = ({ key }) => keys.some((known) => sameKey(known, key));
+  const weights = new Map();
+  for (const witness of policy.witnesses) {
+    const has = Number(isThere(witness));
+    weights.set(witness.name, { isMet: has === 1, has, wants: 1 });
   }
   for (const { name, threshold, members } of policy.groups) {
-    const has = members.filter((member) => satisfied.get(member).isMet).length;
-    satisfied.set(name, { isMet: has >= threshold, has, wants: threshold });
+    const has = members.filter((member) => weights.get(member).isMet).length;
+    weights.set(name, { isMet: has >= threshold, has, wants: threshold });
   }
-  const { isMet, has, wants } = satisfied.get(policy.quorum);
-  if (!isMet) {
-    throw badSignature(
-      `the checkpoint is not witnessed as the policy demands: ${has} of the ${wants} needed in ` +
-        printable(policy.quorum),
-    );
-  }
+  const { isMet, has, wants } = weights.get(policy.quorum);
+  const silent = policy.witnesses.filter((witness) => !isThere(witness)).map(({ name }) => printable(name));
+  const without = silent.length ? `; without ${silent.join(", ")}` : "";
+  const said = `${has} of the ${wants} needed in ${printable(policy.quorum)}${without}`;
+  if (!isMet) throw badSignature(`the checkpoint is not witnessed as the policy demands: ${said}`);
+  return said;
 }
 
 function readLine(draft, [keyword, ...rest]) {

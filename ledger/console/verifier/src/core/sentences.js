@@ -1,55 +1,56 @@
 // A verdict in plain words; decides nothing. The sentences are those of ledger/verify/sentences.py, but
 // for the one that tells how to give a key to this page.
 
-import { printable } from "./text.js";
+import { splitPool } from "./statement.js";
+import { sayAbout } from "./subjects.js";
+import { count, formatOpen, percent, printable, time } from "./text.js";
 
 const MAX_SHARES_SAID = 5;
-const WEI_DIGITS = 18;
-const LAST_SECOND_OF_9999 = 253_402_300_799n;
+const MAX_ODD_SAID = 5;
 
 /** What the steps have shown. */
-export function sayProven({ head, key, count, lineage, witnesses, anchor }) {
-  return [
+export function sayProven({ head, key, entries, lineage, witnesses, quorum, anchor, fees }) {
+  const said = [
     `The log ${printable(head.origin)} signed a tree of ${head.size} entries (key id ${key.id}).`,
-    `All ${count} entries of this bundle are in that tree, each at the index written in it.`,
+    `All ${entries.length} entries of this bundle are in that tree, each at the index written in it.`,
     "Every event was signed by its actor's key, for this log and no other.",
     ...sayLineage(lineage),
     ...witnesses.map(
       (witness) =>
         `The witness ${printable(witness.key.name)} saw the same tree at ${time(witness.timestamp ?? 0n)}.`,
     ),
-    ...(anchor ? [`${sayL1(anchor)}.`] : []),
   ];
+  if (quorum) said.push(`Enough witnesses saw it for the policy you gave: ${quorum}.`);
+  if (anchor) said.push(`${sayL1(anchor)}.`);
+  if (fees.asPolicy) {
+    said.push(`What became of ${count(fees.asPolicy, "fee")} is as the fee policy in this bundle says.`);
+  }
+  return said;
 }
 
 /** What no step can show. */
-export function sayTrusted({ key, lineage, witnesses, anchor, isOwnKey }) {
+export function sayTrusted(found) {
+  const { key, lineage, isOwnKey, fees } = found;
+  const { body } = lineage.subject.event;
   const name = printable(key.name);
   const said = [
     isOwnKey
       ? `That the key you gave is that of the log ${name}.`
       : `The log's key came from the bundle itself: compare id ${key.id} of ${name} with one ` +
         "that you got elsewhere, or enter it under What you already trust.",
+    ...doubtOthers(found),
   ];
-  if (!witnesses.length && !anchor) {
+  if (Object.hasOwn(body, "tx_hash")) {
     said.push(
-      "No witness and no chain vouches for this tree: the log could have shown others another one.",
+      `That transaction ${body.tx_hash} is on chain ${body.chain_id} and did what the event says: ` +
+        "ask a node that you trust.",
     );
-  } else if (!anchor) {
-    said.push("That the witnesses are independent of the log.");
   }
-  if (anchor) {
-    said.push(
-      `That block ${anchor.block_hash} is on chain ${anchor.chain_id}, as the bundle claims (no ` +
-        `header names its chain), and that ${anchor.contract} is this log's anchor contract: ask ` +
-        "a node that you trust.",
-    );
-    if (BigInt(anchor.anchored_size) <= lineage.subject.index) {
-      said.push(
-        `The chain holds the first ${anchor.anchored_size} entries; entry ` +
-          `${lineage.subject.index}, the subject, came after them.`,
-      );
-    }
+  if (fees.unknown) {
+    said.push(`How ${count(fees.unknown, "fee")} had to be split: the fee policy is not in this bundle.`);
+  }
+  for (const index of fees.odd.slice(0, MAX_ODD_SAID)) {
+    said.push(`Why the fee of entry ${index} is not split as the fee policy in this bundle says.`);
   }
   if (lineage.partial.length) {
     said.push(
@@ -61,10 +62,33 @@ export function sayTrusted({ key, lineage, witnesses, anchor, isOwnKey }) {
     "That the log let only those act who had the role for it, and what it recorded after these " +
       "entries (a withdrawal, say).",
   );
-  if (lineage.run || lineage.inference) {
+  if (lineage.inference || lineage.manifests.size) {
     said.push(
       "That training, answer and attribution were computed as recorded: the bundle proves who " +
         "recorded what and when, not the computation.",
+    );
+  }
+  return said;
+}
+
+/** Whether others were shown the same log. */
+function doubtOthers({ witnesses, anchor, lineage }) {
+  if (!anchor) {
+    return [
+      witnesses.length
+        ? "That the witnesses are independent of the log, and of each other."
+        : "No witness and no chain vouches for this tree: the log could have shown others another one.",
+    ];
+  }
+  const said = [
+    `That block ${anchor.block_hash} is on chain ${anchor.chain_id}, as the bundle claims (no ` +
+      `header names its chain), and that ${anchor.contract} is this log's anchor contract: ask ` +
+      "a node that you trust.",
+  ];
+  if (BigInt(anchor.anchored_size) <= lineage.subject.index) {
+    said.push(
+      `The chain holds the first ${anchor.anchored_size} entries; entry ` +
+        `${lineage.subject.index}, the subject, came after them.`,
     );
   }
   return said;
@@ -80,8 +104,9 @@ export function sayL1(anchor) {
 
 function sayLineage({ subject, inference, adapter, run, attribution, fee, ...lineage }) {
   const said = [
-    `The subject is entry ${subject.index}, ${subject.event.type} ${subject.event.id}, recorded ` +
-      `${time(subject.recordedAt / 1_000_000n)} by the log's clock, signed by ${subject.event.actor}.`,
+    `This bundle is about entry ${subject.index}, ${subject.event.type} ${subject.event.id}, which ` +
+      `says: ${sayAbout(subject)}. It was signed by ${subject.event.actor} and recorded ` +
+      `${time(subject.recordedAt / 1_000_000n)} by the log's clock.`,
   ];
   if (inference && adapter) {
     said.push(
@@ -98,7 +123,7 @@ function sayLineage({ subject, inference, adapter, run, attribution, fee, ...lin
         `of them in this bundle${bound}.`,
     );
   }
-  if (attribution) said.push(sayShares(attribution.event.body));
+  if (attribution) said.push(sayShares(attribution.event.body, fee));
   if (fee) {
     const { amount_wei: amount, contributors_wei: contributors } = fee.event.body;
     said.push(`The fee was ${formatOpen(amount)}, of which ${formatOpen(contributors)} to contributors.`);
@@ -106,35 +131,17 @@ function sayLineage({ subject, inference, adapter, run, attribution, fee, ...lin
   return said;
 }
 
-function sayShares({ shares, unattributed_ppm: unattributed }) {
-  const sorted = [...shares].sort(
+/** Shares, largest first, and what each came to where the fee is known. */
+function sayShares(body, fee) {
+  const paid = fee ? splitPool(body, BigInt(fee.event.body.contributors_wei)) : {};
+  const shares = [...body.shares].sort(
     (a, b) => b.ppm - a.ppm || (a.contributor < b.contributor ? -1 : 1),
   );
-  const named = sorted
-    .slice(0, MAX_SHARES_SAID)
-    .map(({ contributor, ppm }) => `${contributor.slice(0, 20)}… ${percent(ppm)} %`);
-  if (sorted.length > MAX_SHARES_SAID) named.push(`${sorted.length - MAX_SHARES_SAID} more`);
-  named.push(`unattributed ${percent(unattributed)} %`);
+  const named = shares.slice(0, MAX_SHARES_SAID).map(({ contributor, ppm }) => {
+    const amount = fee ? ` (${formatOpen(paid[contributor])})` : "";
+    return `${contributor.slice(0, 20)}… ${percent(ppm)} %${amount}`;
+  });
+  if (shares.length > MAX_SHARES_SAID) named.push(`${shares.length - MAX_SHARES_SAID} more`);
+  named.push(`unattributed ${percent(body.unattributed_ppm)} %`);
   return `The attribution recorded for it: ${named.join(", ")}.`;
-}
-
-/** Parts per million with two decimals of a percent, an exact half to the even digit. */
-export function percent(ppm) {
-  const isHalf = ppm % 1_250 === 0 && (ppm / 1_250) % 2 === 1;
-  const below = (ppm - 50) / 100;
-  return (isHalf ? (below % 2 ? below + 1 : below) / 100 : ppm / 10_000).toFixed(2);
-}
-
-/** Base units for people: `1.5 OPEN`. Exact, never rounded. */
-export function formatOpen(wei) {
-  const digits = BigInt(wei).toString().padStart(WEI_DIGITS + 1, "0");
-  const fraction = digits.slice(-WEI_DIGITS).replace(/0+$/, "");
-  return `${digits.slice(0, -WEI_DIGITS)}${fraction && `.${fraction}`} OPEN`;
-}
-
-/** POSIX seconds (BigInt) as UTC; numbers that no calendar has come back as they are. */
-export function time(seconds) {
-  if (seconds > LAST_SECOND_OF_9999) return `time ${seconds}`;
-  const iso = new Date(Number(seconds) * 1_000).toISOString();
-  return `${iso.slice(0, 10)} ${iso.slice(11, 19)} UTC`;
 }

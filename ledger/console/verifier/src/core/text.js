@@ -67,3 +67,32 @@ function escapedLength(character, quote) {
   const code = character.codePointAt(0);
   return code <= 0xff ? 4 : code <= 0xffff ? 6 : 10;
 }
+
+// --- numbers and times for people ---
+
+const WEI_DIGITS = 18;
+const LAST_SECOND_OF_9999 = 253_402_300_799n;
+
+/** `1 event`, `2 events`. */
+export const count = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+
+/** Parts per million with two decimals of a percent, an exact half to the even digit. */
+export function percent(ppm) {
+  const isHalf = ppm % 1_250 === 0 && (ppm / 1_250) % 2 === 1;
+  const below = (ppm - 50) / 100;
+  return (isHalf ? (below % 2 ? below + 1 : below) / 100 : ppm / 10_000).toFixed(2);
+}
+
+/** Base units for people: `1.5 OPEN`. Exact, never rounded. */
+export function formatOpen(wei) {
+  const digits = BigInt(wei).toString().padStart(WEI_DIGITS + 1, "0");
+  const fraction = digits.slice(-WEI_DIGITS).replace(/0+$/, "");
+  return `${digits.slice(0, -WEI_DIGITS)}${fraction && `.${fraction}`} OPEN`;
+}
+
+/** POSIX seconds (BigInt) as UTC; numbers that no calendar has come back as they are. */
+export function time(seconds) {
+  if (seconds > LAST_SECOND_OF_9999) return `time ${seconds}`;
+  const iso = new Date(Number(seconds) * 1_000).toISOString();
+  return `${iso.slice(0, 10)} ${iso.slice(11, 19)} UTC`;
+}

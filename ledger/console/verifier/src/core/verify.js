@@ -24,7 +24,16 @@ import { openCheckpoint, parseVkey, sameKey } from "./note.js";
 import { checkPayouts } from "./payouts.js";
 import { requireQuorum } from "./policy.js";
 import { sayL1, sayProven, sayTrusted } from "./sentences.js";
-import { printable, trim } from "./text.js";
+import {
+  doubtDisclosed,
+  doubtPayouts,
+  factsDisclosed,
+  factsPayouts,
+  sayDisclosed,
+  sayPayouts,
+} from "./sentences_v2.js";
+import { checkFees, statements } from "./statement.js";
+import { count, printable, trim } from "./text.js";
 
 export const STEP_NAMES = [
   "parse",
@@ -78,10 +87,9 @@ async function verify(run) {
   begin(run);
   const bundle = await parseBundle(data, pace);
   run.bundle = bundle;
-  const count = bundle.entries.length;
-  done(run, `${bundle.format}, ${data.length} bytes, ${count} entries`);
+  done(run, `${bundle.format}, ${data.length} bytes`);
 
-  // 2. Checkpoint signature.
+  // 2. Checkpoint signature and witnesses.
   begin(run);
   const { key, isOwnKey } = logKey(bundle, trust);
   const known = [
@@ -89,8 +97,9 @@ async function verify(run) {
     ...(trust.policy?.witnesses ?? []).map((witness) => witness.key),
   ];
   const { head, witnesses } = await openCheckpoint(bundle.checkpoint, key, bundle.log, known);
-  if (trust.policy) requireQuorum(trust.policy, witnesses.map((witness) => witness.key));
-  done(run, `${printable(key.name)} signed size ${head.size}, root ${toHex(head.root)}`);
+  const quorum = trust.policy ? requireQuorum(trust.policy, witnesses.map((w) => w.key)) : null;
+  const signed = `${printable(key.name)} signed size ${head.size}, root ${toHex(head.root)}`;
+  done(run, quorum ? `${signed}; ${quorum}` : signed);
 
   // 3. Every entry under the root, at the index written inside it.
   begin(run);
@@ -98,7 +107,7 @@ async function verify(run) {
     checkPlace(bundled, head);
     await pace();
   }
-  done(run, `${count} entries lead to the root`);
+  done(run, `${bundle.entries.length} entries lead to the root, each at its own index`);
 
   // 4. Every event: form, log, signature.
   begin(run);
@@ -109,7 +118,7 @@ async function verify(run) {
   }
   run.entries = entries;
   const actors = new Set(entries.map(({ event }) => event.actor)).size;
-  done(run, `${count} events signed by ${actors} keys for this log`);
+  done(run, `${entries.length} events signed by ${actors} keys for this log`);
 
   // 5. Lineage.
   begin(run);
@@ -127,31 +136,45 @@ async function verify(run) {
   if (bundle.format === FORMAT_V2) {
     begin(run);
     checkDisclosed(bundle.disclosed, lineage);
-    if (bundle.disclosed.length) done(run, sayDisclosed(bundle, lineage));
+    if (bundle.disclosed.length) done(run, sayChecked(bundle.disclosed, lineage));
     else skipped(run, "the bundle shows no row");
     begin(run);
     checkPayouts(bundle.payouts, lineage.closed);
-    if (bundle.payouts.length) done(run, `${bundle.payouts.length} lines lead to the roots of their periods`);
+    if (bundle.payouts.length) done(run, `${count(bundle.payouts.length, "line")} under the roots of their periods`);
     else skipped(run, "the bundle carries no payout line");
   }
 
-  const said = { head, key, count, lineage, witnesses, anchor, isOwnKey, bundle, entries };
+  const fees = checkFees(entries);
+  const accounts = statements(entries, bundle.payouts);
+  const found = { head, key, entries, lineage, witnesses, quorum, anchor, isOwnKey, fees };
   return {
     format: "tributary/verdict/v1",
     verified: true,
     steps: run.steps,
-    proven: sayProven(said),
-    trusted: sayTrusted(said),
+    proven: [
+      ...sayProven(found),
+      ...sayDisclosed(bundle.disclosed, lineage),
+      ...sayPayouts(accounts),
+    ],
+    trusted: [
+      ...sayTrusted(found),
+      ...doubtDisclosed(bundle.disclosed, lineage),
+      ...doubtPayouts(accounts),
+    ],
     facts: {
       log: bundle.log,
       vkey: bundle.vkey,
       subject: bundle.subject,
+      subject_type: lineage.subject.event.type,
       subject_index: exact(lineage.subject.index),
       size: exact(head.size),
       root: toHex(head.root),
       entries: bundle.entries.map(({ index }) => index),
       witnesses: witnesses.map((witness) => witness.key.name),
+      policy: quorum,
       l1: anchor,
+      disclosed: factsDisclosed(bundle.disclosed, lineage),
+      payouts: factsPayouts(accounts),
     },
   };
 }
@@ -159,17 +182,23 @@ async function verify(run) {
 /** The bundle's own key, or the same one given by the reader. */
 function logKey(bundle, { vkey, policy }) {
   const key = parseVkey(bundle.vkey);
-  const trusted = (policy?.logs ?? []).map((log) => log.key);
-  if (vkey !== undefined) trusted.push(parseVkey(trim(vkey)));
-  if (trusted.length && !trusted.some((own) => sameKey(own, key))) {
+  const logs = policy?.logs ?? [];
+  const mine = printable(bundle.vkey, 200);
+  if (vkey !== undefined && !sameKey(parseVkey(trim(vkey)), key)) {
     throw badSignature(
-      `the bundle is of the key ${printable(bundle.vkey, 200)}, you trust ` +
-        `${vkey === undefined ? "the logs of your policy" : printable(vkey, 200)}: another log's ` +
-        "bundle, or a forged one",
+      `the bundle is of the key ${mine}, you trust ${printable(vkey, 200)}: another log's bundle, ` +
+        "or a forged one",
       { field: "vkey" },
     );
   }
-  return { key, isOwnKey: trusted.length > 0 };
+  if (logs.length && !logs.some((log) => sameKey(log.key, key))) {
+    throw badSignature(
+      `the bundle is of the key ${mine}, which is none of the ${logs.length} logs of your policy: ` +
+        "another log's bundle, or a forged one",
+      { field: "vkey" },
+    );
+  }
+  return { key, isOwnKey: vkey !== undefined || logs.length > 0 };
 }
 
 /** Inclusion at the claimed index, and the same index inside the entry: a proof binds only a path. */
@@ -221,9 +250,11 @@ async function checkL1(bundle, key, head, isRequired) {
   return { ...facts, anchored_size: exact(anchored.size) };
 }
 
-function sayDisclosed({ disclosed }, { manifests }) {
-  const where = manifests.size ? `${manifests.size} training manifests` : "no training manifest here";
-  return `${disclosed.length} rows lead to their contributions' roots; ${where}`;
+function sayChecked(rows, { manifests }) {
+  const listed = manifests.size
+    ? `found in ${count(manifests.size, "training manifest")}`
+    : "the bundle has no training manifest to find them in";
+  return `${count(rows.length, "row")} under the root that the contributor signed; ${listed}`;
 }
 
 // --- the list of steps ---

@@ -1,6 +1,6 @@
 // What stands behind a node of the picture: its events, field by field, in full.
 
-import { formatOpen, percent, time } from "../core/sentences.js";
+import { formatOpen, percent, time } from "../core/text.js";
 import { h, plural, short } from "./dom.js";
 
 const MAX_LISTED = 200;

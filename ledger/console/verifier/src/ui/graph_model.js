@@ -1,8 +1,7 @@
 // What the picture shows: entries of a bundle as nodes in columns, from datanets to payouts. Many of a
 // kind become one node with a count; the subject and what failed always stand for themselves.
 
-import { formatOpen, percent } from "../core/sentences.js";
-import { printable } from "../core/text.js";
+import { formatOpen, percent, printable } from "../core/text.js";
 import { plural, short } from "./dom.js";
 
 const MAX_SHOWN = 6;

@@ -27,6 +27,7 @@ function takeFile(file) {
 
 async function take(name, read) {
   const mine = ++turn;
+  clear();
   try {
     const data = new Uint8Array(await read());
     if (mine === turn) await check({ name: printable(name), data });
@@ -37,6 +38,7 @@ async function take(name, read) {
 
 async function check(file) {
   const mine = ++turn;
+  clear();
   current = file;
   const trust = readTrust();
   showCurrent(file);
@@ -48,7 +50,6 @@ async function check(file) {
       byId("verdict").replaceChildren(showRunning(file.name, number));
     }
   };
-  byId("result").hidden = true;
   byId("verdict").replaceChildren(showRunning(file.name, 1));
   // Two frames, so that the reader sees what is going on before the first long piece of work.
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
@@ -65,20 +66,26 @@ async function check(file) {
 function show(file, found) {
   byId("verdict").replaceChildren(showVerdict(found));
   byId("result").replaceChildren(...showResult(found));
-  byId("result").hidden = false;
   document.title = `${found.verdict.verified ? "Verified" : "Not verified"}: ${file.name}`;
   document.documentElement.dataset.state = found.verdict.verified ? "verified" : "failed";
 }
 
 function fail(title, words) {
+  clear();
   byId("verdict").replaceChildren(showProblem(title, words));
-  byId("result").hidden = true;
   document.title = `${title}: ${TITLE}`;
   document.documentElement.dataset.state = "problem";
 }
 
-function showCurrent({ name, data }) {
+/** No older verdict stands while a newer one is worked out. */
+function clear() {
   delete document.documentElement.dataset.state;
+  byId("verdict").replaceChildren();
+  byId("result").replaceChildren();
+  document.title = TITLE;
+}
+
+function showCurrent({ name, data }) {
   byId("drop").hidden = true;
   byId("plan").hidden = true;
   byId("current").hidden = false;

@@ -1,8 +1,7 @@
 // The verdict for people: the banner, the steps, what is proven and what must be trusted, the picture,
 // what was disclosed, and everything as a list.
 
-import { formatOpen } from "../core/sentences.js";
-import { printable } from "../core/text.js";
+import { formatOpen, printable } from "../core/text.js";
 import { STEP_NAMES } from "../core/verify.js";
 import { showEntry, showNode } from "./detail.js";
 import { h, icon, plural, short, withCode } from "./dom.js";

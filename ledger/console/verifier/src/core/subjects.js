@@ -1,0 +1,55 @@
+// What an event says, in a few plain words per type. Decides nothing; values come out of checked bodies.
+
+import { formatOpen, printable } from "./text.js";
+
+const MAX_SAID_CHARS = 80;
+
+const ABOUT = {
+  "ledger.opened": "the opening of the ledger “{name}”",
+  "role.granted": "{member} was given the role {role}",
+  "role.revoked": "the role {role} was taken from {member}",
+  "fee_policy.set":
+    "fee policy {version}: of each fee {contributors_bps} basis points to contributors, {owner_bps} " +
+    "to the adapter's owner, {operator_bps} to the operator, {protocol_bps} to the protocol",
+  "identity.registered": "the signer took the name “{name}”",
+  "identity.evm_bound": "the signer's payouts go to the EVM address {address}",
+  "datanet.created": "the datanet “{name}” was opened under the licence {licence}",
+  "datanet.closed": "the datanet {datanet} was closed",
+  "contribution.recorded": "a contribution of {rows_count} rows, “{title}”, under the licence {licence}",
+  "contribution.approved": "the contribution {contribution} was approved",
+  "contribution.rejected": "the contribution {contribution} was rejected",
+  "contribution.withdrawn": "the contribution {contribution} was withdrawn",
+  "run.requested": "the training run {run} was asked for",
+  "run.started": "attempt {attempt} of the training run {run} began",
+  "run.completed":
+    "the training run {run} ended in an adapter, from {rows_count} rows of {contributions_count} " +
+    "contributions",
+  "run.failed": "attempt {attempt} of the training run {run} failed",
+  "run.cancelled": "the training run {run} was cancelled",
+  "adapter.published": "the adapter {model}, made by the training run {run}, was published",
+  "adapter.retired": "the adapter {adapter} was retired",
+  "inference.recorded": "an answer of {completion_tokens} tokens, for a fee of {fee_wei}",
+  "attribution.recorded": "the method {method} found whose data shaped the answer {inference}",
+  "fee.charged": "a fee of {amount_wei} was charged for the answer {inference}",
+  "deposit.recorded": "a deposit of {amount_wei} on chain {chain_id} for {account}",
+  "period.cutoff": "the payout period {period} ends here",
+  "period.closed":
+    "the payouts of period {period}: {total_wei} in all for {accounts} accounts, under one root",
+  "period.abandoned": "the payout period {period} was given up",
+  "payout.proposed": "the payout root of period {period} was put on chain {chain_id}, to wait",
+  "payout.activated": "the payout root of period {period} is in force on chain {chain_id}",
+  "payout.vetoed": "the payout root of period {period} was vetoed on chain {chain_id}",
+  "payout.claimed":
+    "{address} was paid {amount_wei} on chain {chain_id}, which makes {cumulative_wei} in all",
+  "checkpoint.anchored": "chain {chain_id} holds this log's tree of {size} entries",
+};
+
+/** What an event with a checked body says. */
+export function sayAbout({ event: { type, body } }) {
+  return ABOUT[type].replace(/\{(\w+)\}/g, (_, name) => show(name, body[name]));
+}
+
+function show(name, value) {
+  if (name.endsWith("_wei")) return formatOpen(value);
+  return printable(String(value), MAX_SAID_CHARS);
+}

@@ -1,0 +1,1 @@
+"""The in-browser verifier in a real Chromium, over the DevTools protocol (Playwright)."""
