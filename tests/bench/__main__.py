@@ -24,6 +24,7 @@ TIMEOUT_S = 900
 BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "store": ("Durable appends beside the stock `eventsourcing` recorder", ["5"]),
     "log": ("The log: tree, cold proofs, files, offline verification", []),
+    "audit": ("The full audit, with and without signatures, beside pymerkle's rebuild", []),
     "projections": ("The projector: 500 events a transaction beside one at a time", ["5000"]),
     "openlora": (
         "OpenLoRA beside peft's mixed batch and plain `generate`",
