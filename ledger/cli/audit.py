@@ -10,7 +10,8 @@ from rich.markup import escape
 from ledger.cli.context import Json, err, out, print_json
 from ledger.cli.places import to_audit, warn_own_word
 from ledger.config import load_settings
-from ledger.log.audit import Report, Step, audit_log
+from ledger.log.audit import audit_log
+from ledger.log.audit_report import Report, Step
 
 WRONG_EXIT = 1
 COLOURS = {"ok": "green", "wrong": "bold red", "skipped": "yellow"}

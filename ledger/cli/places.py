@@ -12,7 +12,9 @@ from pathlib import Path
 from ledger.cli.context import err
 from ledger.config import Settings
 from ledger.errors import ConfigError, MalformedProof, NotFound
-from ledger.log.audit_read import FilesOpener, OpenReader, RowsOpener
+from ledger.log.audit_files import FilesOpener
+from ledger.log.audit_read import OpenReader
+from ledger.log.audit_rows import RowsOpener
 from ledger.log.sources import CHECKPOINT, VKEY, FolderSource
 from ledger.ports import LogSource
 from ledger.remote import HttpSource

@@ -26,40 +26,36 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 from ledger.log import second_opinion, tree
-from ledger.log.audit_chunk import (
+from ledger.log.audit_chunk import ChunkAuditor, audit_stretch, start_process
+from ledger.log.audit_judge import Judge
+from ledger.log.audit_parts import (
     CHUNK_ENTRIES,
     CHUNK_HEIGHT,
     ID_GROUPS,
     STRIP_ENTRIES,
     Anchor,
     Audited,
-    ChunkAuditor,
     Mismatch,
     NoteRoot,
     Options,
     Stretch,
-    audit_stretch,
+)
+from ledger.log.audit_read import LogReader, OpenReader, StoredNote, tiles_at
+from ledger.log.audit_report import Report, Step
+from ledger.log.audit_rows import RowsReader
+from ledger.log.audit_stored import (
     compare_tiles,
     note_columns,
     open_note_or_finding,
     root_offset,
-    start_process,
 )
-from ledger.log.audit_judge import Judge
-from ledger.log.audit_read import LogReader, OpenReader, RowsReader, StoredNote, tiles_at
 from ledger.log.findings import Finding
 from ledger.log.frontier import Frontier
 from ledger.verify.checkpoint import Checkpoint
 from ledger.verify.encoding import encode_base64
-from ledger.verify.merkle import (
-    HASH_BYTES,
-    leaf_hash,
-    tree_root,
-)
+from ledger.verify.merkle import HASH_BYTES, leaf_hash, tree_root
 from ledger.verify.note import VerifierKey
 from ledger.verify.tiles import TILE_WIDTH
 
@@ -70,47 +66,6 @@ SMALL, SMALL_SIGNED = 262_144, 8_192
 """Fewer entries (without, with signatures) are audited sooner than further processes start."""
 Progress = Callable[[int, int], None]
 """Entries done, and of how many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One line of the report. `state` is ok, wrong or skipped."""
-
-    name: str
-    state: str
-    says: str
-
-
-@dataclass(kw_only=True)
-class Report:
-    """What was audited and what was found, the first bad byte first."""
-
-    log: str
-    size: int = 0
-    root: bytes = b""
-    entries: int = 0
-    entry_bytes: int = 0
-    seconds: float = 0.0
-    steps: list[Step] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.findings
-
-    def json(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "log": self.log,
-            "size": self.size,
-            "root": self.root.hex(),
-            "entries": self.entries,
-            "entry_bytes": self.entry_bytes,
-            "seconds": round(self.seconds, 3),
-            "entries_per_second": round(self.entries / self.seconds) if self.seconds else 0,
-            "steps": [vars(step) for step in self.steps],
-            "findings": [finding.json() for finding in self.findings],
-        }
 
 
 def audit_log(

@@ -13,126 +13,40 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 
 from ledger.domain.envelope import ENTRY_HEADER_BYTES, Envelope, decode_envelope, parse_envelope
 from ledger.domain.events import check_body, stream_of
-from ledger.errors import InvalidEvent, VerificationError
+from ledger.errors import InvalidEvent
 from ledger.log import second_opinion
-from ledger.log.audit_read import (
-    HEADER_BYTES,
-    LogReader,
-    OpenReader,
-    Place,
-    RowsReader,
-    StoredNote,
-    Strip,
-    tiles_at,
+from ledger.log.audit_parts import (
+    CHUNK_ENTRIES,
+    CHUNK_HEIGHT,
+    ID_GROUPS,
+    STRIP_ENTRIES,
+    Anchor,
+    Audited,
+    Mismatch,
+    NoteRoot,
+    Options,
+    Stretch,
 )
-from ledger.log.findings import (
-    BrokenData,
-    Finding,
-    byte_at,
-    first_difference,
-    one_byte_off,
+from ledger.log.audit_read import HEADER_BYTES, LogReader, OpenReader, Place, Strip
+from ledger.log.audit_rows import RowsReader
+from ledger.log.audit_stored import (
+    compare_tiles,
+    note_columns,
+    open_note_or_finding,
+    root_offset,
 )
-from ledger.verify.checkpoint import Checkpoint, open_checkpoint
+from ledger.log.findings import BrokenData, Finding, first_difference
 from ledger.verify.encoding import printable
 from ledger.verify.merkle import HASH_BYTES
-from ledger.verify.note import VerifierKey
 from ledger.verify.tiles import TILE_HEIGHT, TILE_WIDTH
 
-CHUNK_HEIGHT = 14
-CHUNK_ENTRIES = 1 << CHUNK_HEIGHT
-"""A stretch: one perfect subtree, 64 bundles. The unit of work of a process."""
-STRIP_ENTRIES = 1_024
-"""Entries in memory at a time: at most 64 MiB."""
-ID_GROUPS = 16
 MAX_FINDINGS_PER_CHUNK = 20
 ANCHORED = b"checkpoint.anchored"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to audit: the tree of `size` leaves that `key` signed for, and how closely."""
-
-    key: VerifierKey
-    size: int
-    signatures: bool
-    pymerkle: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """Entries [start, stop): `start` is a multiple of CHUNK_ENTRIES."""
-
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mismatch:
-    """A stored hash and the one that the entries give. The signed root will say which is right.
-
-    At level 0 `position` is a leaf index; above, the number of a node of that level.
-    """
-
-    kind: str
-    level: int
-    position: int
-    where: str
-    offset: int
-    computed: bytes
-    stored: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoteRoot:
-    """A stored checkpoint that its signature supports, and the root of its part of the stretch."""
-
-    note: StoredNote
-    root: bytes
-    root_offset: int
-    inner: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Anchor:
-    """A `checkpoint.anchored` event at leaf `index`."""
-
-    index: int
-    size: int
-    root: bytes
-
-
-@dataclass(kw_only=True)
-class Audited:
-    """What a stretch gave. `broken` is the first entry that could not be read."""
-
-    start: int
-    stop: int
-    entries: int = 0
-    entry_bytes: int = 0
-    signatures: int = 0
-    tiles: int = 0
-    broken: int | None = None
-    tile_roots: bytes = b""
-    tail: bytes = b""
-    """Leaf hashes behind the last full tile."""
-    whole: bytes = b""
-    """The root of the stretch when it is full, 32 bytes."""
-    second: bytes = b""
-    """The root of the stretch by pymerkle."""
-    last_time: bytes = b""
-    first_time: bytes = b""
-    ids: list[bytes] = field(default_factory=list)
-    """Event ids, 16 bytes each, grouped by their first half byte and sorted."""
-    anchors: list[Anchor] = field(default_factory=list)
-    notes: list[NoteRoot] = field(default_factory=list)
-    mismatches: list[Mismatch] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
 
 
 class ChunkAuditor:
@@ -392,116 +306,6 @@ class ChunkAuditor:
                     inner=_range_root(levels, opened.size - done.start),
                 )
             )
-
-
-def compare_tiles(
-    reader: LogReader,
-    size: int,
-    level: int,
-    first: int,
-    stop: int,
-    hashes: bytes,
-    done: Audited,
-) -> None:
-    """Stored tiles [first, stop) of a level beside `hashes`, which begin at tile `first`."""
-    seen: set[int] = set()
-    for tile in reader.tiles(level, first, stop, size):
-        seen.add(tile.n)
-        done.tiles += 1
-        start = (tile.n - first) * TILE_WIDTH * HASH_BYTES
-        computed = hashes[start : start + tile.width * HASH_BYTES]
-        differs = first_difference(computed, tile.data)
-        if differs is None:
-            continue
-        if differs >= min(len(computed), len(tile.data)):
-            done.findings.append(
-                Finding(
-                    kind="tile",
-                    where=tile.where,
-                    offset=differs,
-                    expected=f"{len(computed)} bytes",
-                    found=f"{len(tile.data)} bytes",
-                    says="the tile has another length than its tree gives it",
-                )
-            )
-            continue
-        at = differs - differs % HASH_BYTES
-        done.mismatches.append(
-            Mismatch(
-                kind="tile",
-                level=level,
-                position=tile.n * TILE_WIDTH + at // HASH_BYTES,
-                where=tile.where,
-                offset=differs,
-                computed=computed[at : at + HASH_BYTES],
-                stored=tile.data[at : at + HASH_BYTES],
-            )
-        )
-    for n in range(first, min(stop, tiles_at(size, level))):
-        if n not in seen:
-            done.findings.append(
-                Finding(
-                    kind="tile",
-                    where=f"tile {n} of level {level}",
-                    offset=None,
-                    expected="to be there",
-                    found="nothing",
-                    says="a tile of the signed tree is missing",
-                )
-            )
-
-
-# --- checkpoints ---
-
-
-def open_note_or_finding(note: StoredNote, key: VerifierKey) -> Checkpoint | Finding:
-    """The tree head, when the note is signed by `key`; else where it is wrong."""
-    try:
-        return open_checkpoint(note.note, key).checkpoint
-    except VerificationError as error:
-        refused = error
-    mended = one_byte_off(note.note, lambda data: _opens(data, key))
-    at = mended[0] if mended else 0
-    return Finding(
-        kind="checkpoint",
-        where=note.where,
-        offset=note.offset + at if mended else note.offset,
-        expected=f"0x{mended[1]:02x}" if mended else f"a note signed by {printable(key.name)}",
-        found=byte_at(note.note, at) if mended else "another",
-        says=f"the checkpoint does not open: {refused}",
-    )
-
-
-def _opens(data: bytes, key: VerifierKey) -> bool:
-    try:
-        open_checkpoint(data, key)
-    except VerificationError:
-        return False
-    return True
-
-
-def root_offset(note: bytes) -> int:
-    """Where the third line of a note begins."""
-    return note.index(b"\n", note.index(b"\n") + 1) + 1
-
-
-def note_columns(note: StoredNote, head: Checkpoint) -> list[Finding]:
-    """A table repeats size and root in columns, which nobody signed."""
-    if note.root is None:
-        return []
-    pairs = (("root", note.root, head.root), ("size", b"%d" % note.size, b"%d" % head.size))
-    return [
-        Finding(
-            kind="checkpoint",
-            where=f"log_checkpoints size={note.size} column {column}",
-            offset=first_difference(have, want),
-            expected=want.hex() if column == "root" else want.decode(),
-            found=have.hex() if column == "root" else have.decode(),
-            says="it is not what the signed note says",
-        )
-        for column, have, want in pairs
-        if have != want
-    ]
 
 
 # --- hashes ---

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from ledger.errors import NotFound, StorageError, VerificationError
 from ledger.log import tree
-from ledger.log.audit_chunk import Mismatch
+from ledger.log.audit_parts import Mismatch
 from ledger.log.audit_read import LogReader
 from ledger.log.findings import BrokenData, Finding, first_difference, wrong_byte_of_entry
 from ledger.verify.checkpoint import Checkpoint

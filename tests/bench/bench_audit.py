@@ -94,7 +94,8 @@ def show(
     log: dict[str, Any], place: str, *, jobs: int, signatures: bool = False, pymerkle: bool = False
 ) -> None:
     from ledger.log.audit import audit_log
-    from ledger.log.audit_read import FilesOpener, RowsOpener
+    from ledger.log.audit_files import FilesOpener
+    from ledger.log.audit_rows import RowsOpener
     from ledger.log.sources import FolderSource
     from ledger.store.archive import ArchiveOpener
 
@@ -114,7 +115,7 @@ def show(
 
 
 def some_entries(log: dict[str, Any], count: int) -> list[bytes]:
-    from ledger.log.audit_read import FilesReader
+    from ledger.log.audit_files import FilesReader
     from ledger.log.sources import FolderSource
     from ledger.verify.checkpoint import open_checkpoint
 

@@ -17,8 +17,10 @@ from ledger.domain.envelope import leaf_hash
 from ledger.log import audit as audit_room
 from ledger.log import second_opinion
 from ledger.log import tree as tree_room
-from ledger.log.audit import Report, audit_log
-from ledger.log.audit_read import FilesOpener, RowsOpener
+from ledger.log.audit import audit_log
+from ledger.log.audit_files import FilesOpener
+from ledger.log.audit_report import Report
+from ledger.log.audit_rows import RowsOpener
 from ledger.log.export import export_log
 from ledger.log.sources import FolderSource
 from ledger.remote import HttpSource

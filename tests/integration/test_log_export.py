@@ -22,7 +22,7 @@ from ledger.errors import (
     StorageError,
 )
 from ledger.log.audit import audit_log
-from ledger.log.audit_read import FilesOpener
+from ledger.log.audit_files import FilesOpener
 from ledger.log.export import FolderWriter, export_log
 from ledger.log.signer import LogSigner
 from ledger.log.sources import FolderSource

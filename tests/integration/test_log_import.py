@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ledger.cli.app import app
 from ledger.errors import Conflict, Inconsistent, InvalidEvent, LedgerError, NotFound
 from ledger.log.audit import audit_log
-from ledger.log.audit_read import RowsOpener
+from ledger.log.audit_rows import RowsOpener
 from ledger.log.export import export_log
 from ledger.log.prover import Prover
 from ledger.log.restore import import_log
