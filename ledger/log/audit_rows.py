@@ -13,6 +13,7 @@ from ledger.log.audit_read import (
     StoredNote,
     StoredTile,
     Strip,
+    missing,
     stray,
     tiles_at,
 )
