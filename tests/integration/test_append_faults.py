@@ -246,16 +246,34 @@ def test_each_server_sees_at_once_what_the_other_has_stored(pair: Pair) -> None:
 
 
 def test_a_role_taken_on_one_server_is_gone_on_the_other(pair: Pair) -> None:
+    """The role stands in one stream and the run in another: no collision would tell."""
     a, b = pair.servers
-    deputy = SigningKey.generate()
-    role = {"member": actor_of(bytes(deputy.verify_key)), "role": "governance"}
-    for here, there in ((a, b), (b, a), (a, b)):
+    worker, run = SigningKey.generate(), requested_run(pair)
+    role = {"member": actor_of(bytes(worker.verify_key)), "role": "worker"}
+    for attempt, (here, there) in enumerate(((a, b), (b, a), (a, b)), 1):
+        start = {"run": run, "attempt": attempt, "submission_id": "s"}
         assert pair.post(here, pair.sign(pair.operator, "role.granted", role)).status_code == 201
-        someone = {"member": actor_of(os.urandom(32)), "role": "worker"}
-        assert pair.post(there, pair.sign(deputy, "role.granted", someone)).status_code == 201
+        assert pair.post(there, pair.sign(worker, "run.started", start)).status_code == 201
         assert pair.post(here, pair.sign(pair.operator, "role.revoked", role)).status_code == 201
-        someone = {"member": actor_of(os.urandom(32)), "role": "worker"}
-        assert pair.post(there, pair.sign(deputy, "role.granted", someone)).status_code == 403
+        start["attempt"] = attempt + 1
+        assert pair.post(there, pair.sign(worker, "run.started", start)).status_code == 403
+
+
+def requested_run(pair: Pair) -> str:
+    server = pair.servers[0]
+    base = httpx.get(f"{server.url}/v1/info", timeout=10).json()["base_model"]
+    net, run = str(uuid4()), str(uuid4())
+    created = {
+        "datanet": net, "name": "n", "description": "", "licence": "CC0-1.0", "reviewers": [],
+    }  # fmt: skip
+    requested = {
+        "run": run, "name": "r", "datanets": [net], "base_model": base["digest"],
+        "base_id": base["id"], "config": {},
+    }  # fmt: skip
+    for type, body in (("datanet.created", created), ("run.requested", requested)):
+        answer = pair.post(server, pair.sign(pair.operator, type, body))
+        assert answer.status_code == 201, answer.text
+    return run
 
 
 def test_of_two_servers_asked_at_once_one_wins(pair: Pair) -> None:
