@@ -21,6 +21,7 @@ import pytest
 
 from ledger.chain.anchorer import Anchorer
 from ledger.chain.devchain import DevChain
+from ledger.log.add_checkpoint import AddCheckpoint, format_request
 from ledger.processes.anchors import anchor_reader
 from ledger.verify.evidence import check_evidence
 from ledger.verify.l1 import verify_l1
@@ -38,6 +39,7 @@ from tests.unit.monitor_world import (
     monitor,
     write_files,
 )
+from tests.witness_world import served, witness_at
 
 COMMAND = "from ledger.cli.main import main; main()"
 WAIT_S = 30.0
@@ -187,6 +189,49 @@ def test_a_signal_ends_it_in_order(tmp_path: Path) -> None:
     assert "fine: 3 entries" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert process.wait(WAIT_S) == 0
+
+
+def test_killed_at_any_time_it_goes_on(tmp_path: Path) -> None:
+    held = entries(6_000)
+    folder, state = tmp_path / "log", tmp_path / "state"
+    write_files(folder, log_files(held[:5_000]))
+    words = ["monitor", folder, "--key", format_vkey(VKEY), "--state", state, "--interval", "0.1"]
+    small = "import ledger.log.monitor_growth as room; room.PROGRESS_ENTRIES = 512; "
+    for pause_s in (0.0, 0.1, 0.25):
+        process = subprocess.Popen(
+            [sys.executable, "-c", small + COMMAND, *map(str, words)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for((state / "lock").exists, "the monitor to start")
+        wait_for(lambda: (state / "monitor.json").exists(), "the first write")
+        time.sleep(pause_s)
+        process.kill()
+        process.wait(WAIT_S)
+    write_files(folder, log_files(held))
+    found = tributary(*words, "--once", "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["size"] == len(held)
+
+
+def test_a_witness_that_was_shown_another_log_convicts_it(tmp_path: Path) -> None:
+    forked = log_files([entry(0, name="x"), *entries(9)[1:]])
+    write_files(tmp_path / "log", log_files(entries(20)))
+    state = tmp_path / "state"
+    with witness_at(tmp_path / "witness", logs=(VKEY,)) as witness, served(witness) as url:
+        ask = AddCheckpoint(old_size=0, proof=(), checkpoint=forked["checkpoint"])
+        assert httpx.post(f"{url}/add-checkpoint", content=format_request(ask)).status_code == 200
+        policy = tmp_path / "policy"
+        log = f"log {format_vkey(VKEY)}"
+        policy.write_text(f"{log}\nwitness w {witness.vkey_text} {url}\nquorum none\n")
+        words = ["monitor", tmp_path / "log", "--once", "--policy", policy, "--state", state]
+        found = tributary(*words)
+        assert found.returncode == 1, found.stderr
+        assert "showed a witness a tree of 9 entries that ours does not extend" in found.stderr
+    [evidence] = kept(state)
+    assert check_evidence(evidence, format_vkey(VKEY)).facts["conclusive"]
+    silent = tributary(*words[:-1], tmp_path / "other")
+    assert (silent.returncode, "not checked: the witness" in silent.stderr) == (7, True)
+    assert tributary(*words[:-1], tmp_path / "third", "--no-ask-witnesses").returncode == 0
 
 
 # --- the chain ---

@@ -350,6 +350,29 @@ def test_what_was_shown_before_the_log_fell_silent_counts(tmp_path: Path) -> Non
     assert alarms(monitor(source, tmp_path).poll()) == [BACK], "from the forked 600"
 
 
+def test_without_entries_the_edge_and_the_last_entry_are_held_against_the_root(
+    tmp_path: Path,
+) -> None:
+    files = log_files(entries(300))
+    forked = log_files([*entries(299), entry(299, name="x")])
+    edge, last = "tile/0/001.p/44", "tile/entries/001.p/44"
+    source = DictSource(files | {edge: forked[edge]})
+    poll = monitor(source, tmp_path / "edge", entries=False).poll()
+    assert alarms(poll) == check(tmp_path / "edge") == [("inconsistent", False)]
+    source = DictSource(files | {last: forked[last]})
+    poll = monitor(source, tmp_path / "last", entries=False).poll()
+    assert alarms(poll) == check(tmp_path / "last") == [("inconsistent", False)]
+    [evidence] = kept(tmp_path / "last")
+    assert set(evidence.items) == {"entry", "leaf", "proof"}
+
+
+def test_an_alarm_is_not_lost_when_the_log_falls_silent_after_it(tmp_path: Path) -> None:
+    source = DictSource(log_files(entries(300)), down=4)
+    poll = monitor(source, tmp_path, policy=policy(1)).poll()
+    assert alarms(poll) == [("witness-conflict", False)]
+    assert poll.unchecked == ("the log does not answer",)
+
+
 def test_changed_old_entries_are_noticed_where_only_they_change(tmp_path: Path) -> None:
     source = DictSource(log_files(entries(10)))
     monitor(source, tmp_path).poll()
@@ -490,6 +513,7 @@ def test_an_anchor_that_does_not(tmp_path: Path, size: int) -> None:
     assert alarms(poll) == check(tmp_path) == [("anchor-mismatch", False)]
     [evidence] = kept(tmp_path)
     assert ("nodes" in evidence.items) == (size < 300)
+    assert ("shows only 300" in evidence.says) == (size > 300)
     assert poll.size == 300
 
 

@@ -316,6 +316,20 @@ def test_times_of_entries_that_do_not_follow_each_other_prove_nothing() -> None:
         check_evidence(evidence("bad-entry", entry=HELD[3], proof=proof(3, HELD), **later))
 
 
+def test_times_of_two_trees_prove_nothing() -> None:
+    other = [*HELD[:2], entry(2, at=NOW_US + 100)]
+    before = {"before": other[2], "before_proof": proof(2, other)}
+    with pytest.raises(VerificationError, match="of one tree"):
+        check_evidence(evidence("bad-entry", entry=HELD[3], proof=proof(3, HELD), **before))
+
+
+def test_what_nothing_authenticates_is_refused() -> None:
+    good = GOOD["misplaced"]
+    extra = good.items["proof"].replace(b"index ", b"extra YQ==\nindex ")
+    with pytest.raises(MalformedProof, match="extra line"):
+        check_evidence(replace(good, items={**good.items, "proof": extra}))
+
+
 def test_a_type_of_a_newer_version_is_no_fault() -> None:
     held = [*HELD[:3], entry(3, type="moon.landed", x=1)]
     with pytest.raises(VerificationError, match="well-formed"):
