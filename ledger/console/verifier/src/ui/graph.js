@@ -4,16 +4,17 @@
 import { svg } from "./dom.js";
 import { KINDS, graphOf } from "./graph_model.js";
 
-const [WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN] = [156, 76, 36, 18, 14];
+const [HEIGHT, GAP_X, GAP_Y, MARGIN] = [76, 34, 18, 14];
+const [NARROWEST, WIDEST, PAGE] = [150, 184, 1_140]; // of a node, and what the page has for all
 const SMALLEST_SCALE = 0.8; // then it scrolls
-const TITLE_CHARS = 16;
-const SUB_CHARS = 20;
+const PADDING = 31;
+const FONTS = { title: "600 14.5px", sub: "400 12.5px", label: "400 12.5px" }; // as in style.css
 const KEYS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
 
 /** Draws into `host` and returns the nodes; `onSelect(node)` is called when one is opened. */
 export function drawGraph(host, found, onSelect) {
   const { nodes, edges } = graphOf(found);
-  const { width, height } = place(nodes, edges);
+  const { width, height, nodeWidth } = place(nodes, edges);
   const drawn = new Map();
   const select = (node) => {
     for (const [other, element] of drawn) {
@@ -47,7 +48,7 @@ export function drawGraph(host, found, onSelect) {
   /** Scrolls a node to the middle of a picture that is wider than the page. */
   const center = (node) => {
     const scale = picture.getBoundingClientRect().width / width;
-    host.scrollLeft = (node.x + WIDTH / 2) * scale - host.clientWidth / 2;
+    host.scrollLeft = (node.x + nodeWidth / 2) * scale - host.clientWidth / 2;
   };
   return { nodes, select, center };
 }
@@ -57,17 +58,20 @@ function place(nodes, edges) {
   const columns = [];
   for (const node of nodes) (columns[KINDS[node.kind].column] ??= []).push(node);
   const used = columns.filter(Boolean);
+  const room = (PAGE - 2 * MARGIN + GAP_X) / used.length - GAP_X;
+  const nodeWidth = Math.round(Math.min(WIDEST, Math.max(NARROWEST, room)));
   const tallest = Math.max(...used.map((column) => column.length));
   const height = 2 * MARGIN + tallest * HEIGHT + (tallest - 1) * GAP_Y;
   used.forEach((column, n) => {
     sortColumn(column, edges);
     const own = column.length * HEIGHT + (column.length - 1) * GAP_Y;
     column.forEach((node, row) => {
-      node.x = MARGIN + n * (WIDTH + GAP_X);
+      node.width = nodeWidth;
+      node.x = MARGIN + n * (nodeWidth + GAP_X);
       node.y = (height - own) / 2 + row * (HEIGHT + GAP_Y);
     });
   });
-  return { width: 2 * MARGIN + used.length * (WIDTH + GAP_X) - GAP_X, height };
+  return { width: 2 * MARGIN + used.length * (nodeWidth + GAP_X) - GAP_X, height, nodeWidth };
 }
 
 /** By the mean height of what a node rests on; what rests on nothing keeps its place below. */
@@ -83,7 +87,7 @@ function sortColumn(column, edges) {
 }
 
 function drawEdge({ from, to, count }) {
-  const [x1, y1] = [from.x + WIDTH, from.y + HEIGHT / 2];
+  const [x1, y1] = [from.x + from.width, from.y + HEIGHT / 2];
   const [x2, y2] = [to.x, to.y + HEIGHT / 2];
   const bend = Math.max(24, (x2 - x1) / 2);
   const element = svg("path", {
@@ -95,7 +99,7 @@ function drawEdge({ from, to, count }) {
 }
 
 function drawNode(node, select, move) {
-  const { label, title, sub, x, y, isSubject, isBroken } = node;
+  const { label, title, sub, x, y, width, isSubject, isBroken } = node;
   const status = [isSubject && "subject of the bundle", isBroken && "failed here"].filter(Boolean);
   const name = [label, title, sub, ...status].filter(Boolean).join(", ");
   return svg(
@@ -118,29 +122,36 @@ function drawNode(node, select, move) {
         }
       },
     },
-    node.members && svg("rect", { class: "behind", x: 5, y: 5, width: WIDTH, height: HEIGHT, rx: 10 }),
-    svg("rect", { class: "box", width: WIDTH, height: HEIGHT, rx: 10 }),
+    node.members && svg("rect", { class: "behind", x: 5, y: 5, width, height: HEIGHT, rx: 10 }),
+    svg("rect", { class: "box", width, height: HEIGHT, rx: 10 }),
     svg("rect", { class: "stripe", x: 8, y: 13, width: 4, height: HEIGHT - 26, rx: 2 }),
-    svg("text", { class: "label", x: 20, y: 23 }, label),
-    svg("text", { class: "title", x: 20, y: 43 }, cut(title, TITLE_CHARS)),
-    svg("text", { class: "sub", x: 20, y: 61 }, cut(sub, SUB_CHARS)),
-    status.length ? drawFlag(isBroken ? "✕ failed here" : "● subject", isBroken ? 92 : 72) : null,
+    svg("text", { class: "label", x: 20, y: 23 }, fit(label, "label", width - PADDING)),
+    svg("text", { class: "title", x: 20, y: 43 }, fit(title, "title", width - PADDING)),
+    svg("text", { class: "sub", x: 20, y: 61 }, fit(sub, "sub", width - PADDING)),
+    status.length ? drawFlag(isBroken ? "✕ failed here" : "● subject", isBroken ? 92 : 72, width) : null,
   );
 }
 
 /** A tag on the upper edge of the box. */
-function drawFlag(words, width) {
+function drawFlag(words, width, boxWidth) {
   return svg(
     "g",
-    { class: "flag", transform: `translate(${WIDTH - width - 10} -10)` },
+    { class: "flag", transform: `translate(${boxWidth - width - 10} -10)` },
     svg("rect", { width, height: 20, rx: 10 }),
     svg("text", { x: width / 2, y: 14, "text-anchor": "middle" }, words),
   );
 }
 
-function cut(text, length) {
-  const characters = [...text];
-  return characters.length > length ? `${characters.slice(0, length - 1).join("")}…` : text;
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** The text, or as much of it as a box has room for. */
+function fit(text, style, room) {
+  ruler.font = `${FONTS[style]} ${getComputedStyle(document.body).fontFamily}`;
+  let characters = [...text];
+  const isTooWide = (t) => ruler.measureText(t).width > room;
+  if (!isTooWide(text)) return text;
+  while (characters.length && isTooWide(`${characters.join("")}…`)) characters = characters.slice(0, -1);
+  return `${characters.join("")}…`;
 }
 
 function nearest(nodes, from, dx, dy) {

@@ -57,7 +57,7 @@ function showFailure({ error, message, failed_step: step, steps }) {
   return banner("failed", "Not verified", [
     h("p", { class: "reason" }, ERROR_WORDS[error]),
     h("p", {}, `Step ${step} of ${steps.length}, ${steps[step - 1].name}, failed. Treat nothing in this file as proven.`),
-    h("p", { class: "mono" }, `${error}: ${printable(message, 600)}`),
+    h("p", { class: "message" }, withCode(printable(message, 600))),
   ]);
 }
 
@@ -77,13 +77,9 @@ export function showResult(found) {
   const { verdict, bundle } = found;
   const facts = verdict.verified ? showSaid(verdict) : showFacts(found);
   const steps = h("section", { class: "panel", id: "steps" }, h("h2", {}, "Steps"), showSteps(verdict.steps));
-  const parts = verdict.verified ? [facts, steps] : [steps, facts];
-  if (bundle) {
-    const picture = showPicture(found);
-    parts.splice(1, 0, picture, showDisclosed(found), showPayouts(found));
-    parts.push(showEntries(found));
-  }
-  return [...parts, showJson(verdict)].filter(Boolean);
+  const claims = bundle ? [showPicture(found), showDisclosed(found), showPayouts(found)] : [];
+  const parts = verdict.verified ? [facts, ...claims, steps] : [steps, facts, ...claims];
+  return [...parts, bundle && showEntries(found), showJson(verdict)].filter(Boolean);
 }
 
 /** What the steps are, for a reader who has not chosen a file yet. */
@@ -105,7 +101,7 @@ function showSteps(steps) {
       h("h3", {}, name),
       h("span", { class: `chip ${look}` }, icon(status), status),
       h("p", {}, STEP_WORDS[number - 1]),
-      status !== "not reached" && h("p", { class: "detail" }, printable(detail, 600)));
+      (status === "ok" || status === "skipped") && h("p", { class: "detail" }, printable(detail, 600)));
   }));
 }
 
@@ -124,14 +120,23 @@ function showSaid({ proven, trusted }) {
 function showFacts({ bundle, verdict }) {
   const { entry, field } = verdict.detail;
   const pair = (name, value) => value !== null && [h("dt", {}, name), h("dd", { class: "mono" }, String(value))];
-  return h("section", { class: "panel" },
-    h("h2", {}, "Where it failed"),
+  const claims = bundle && [
+    h("h2", {}, "What the file claims"),
     h("dl", {},
-      pair("error", verdict.error),
-      pair("step", `${verdict.failed_step}, ${verdict.steps[verdict.failed_step - 1].name}`),
-      pair("entry", entry),
-      pair("field", field),
-      bundle && [pair("claims log", printable(bundle.log)), pair("claims subject", bundle.subject), pair("entries", bundle.entries.length)]),
+      pair("log", printable(bundle.log)),
+      pair("subject", bundle.subject),
+      pair("entries", bundle.entries.length)),
+  ];
+  return h("section", { class: "panel facts" },
+    h("div", { class: "grid" },
+      h("div", {},
+        h("h2", {}, "Where it failed"),
+        h("dl", {},
+          pair("step", `${verdict.failed_step}, ${verdict.steps[verdict.failed_step - 1].name}`),
+          pair("error", verdict.error),
+          pair("entry", entry),
+          pair("field", field))),
+      h("div", {}, claims)),
     h("p", { class: "hint more" },
       "Ask for the file again from where you got it. If it fails again, keep it: a bundle that its log cannot stand behind is evidence."));
 }
