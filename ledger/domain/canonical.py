@@ -22,11 +22,6 @@ MAX_DEPTH = 32
 # A string (or the rest of the input after an unclosed quote, so that no input is scanned twice), or
 # one bracket.
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
-_ENCODER = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":")
-)
-_LAST_BMP = "\uffff"
-
 # UTF-8 of a character from U+E000 on. Below it, code points and UTF-16 code units order alike, so
 # that the standard library's encoder, in C, sorts keys as RFC 8785 wants it.
 _HIGH = re.compile(rb"[\xee-\xff]")
@@ -86,13 +81,6 @@ def _spell(value: Any) -> bytes:
         return _dump(value).encode("utf-8") if _HIGH.search(spelled) else spelled
     except UnicodeEncodeError as error:
         raise InvalidEvent("a string holds a lone surrogate; send valid Unicode") from error
-
-
-def _write(value: Any) -> str:
-    """The library's own writer, in C, orders keys by code point. That is the order by UTF-16 code
-    unit but for characters beyond the Basic Multilingual Plane; where there is one, ours writes."""
-    text = _ENCODER.encode(value)
-    return text if text.isascii() or max(text) <= _LAST_BMP else _dump(value)
 
 
 def _dump(value: Any) -> str:
