@@ -20,7 +20,7 @@ export function parseCanonical(bytes, maxStructure = MAX_STRUCTURE) {
     text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
     value = JSON.parse(text);
   } catch {
-    throw new InvalidEvent("not JSON in UTF-8; send RFC 8785 canonical JSON");
+    throw new InvalidEvent("not JSON in UTF-8");
   }
   if (canonicalText(value) !== text) {
     throw new InvalidEvent(

@@ -138,7 +138,7 @@ function showFacts({ bundle, verdict }) {
           pair("field", field))),
       h("div", {}, claims)),
     h("p", { class: "hint more" },
-      "Ask for the file again from where you got it. If it fails again, keep it: a bundle that its log cannot stand behind is evidence."));
+      "Anyone on its way to you may have changed or damaged it. Ask for it again, best from the log itself."));
 }
 
 function showPicture(found) {
