@@ -23,6 +23,8 @@ TIMEOUT_S = 900
 
 BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "store": ("Durable appends beside the stock `eventsourcing` recorder", ["5"]),
+    "append": ("Signed appends over HTTP, the whole path, beside the stock recorder", []),
+    "growth": ("What an append costs from 10^4 to 10^6 entries", []),
     "log": ("The log: tree, cold proofs, files, offline verification", []),
     "audit": ("The full audit, with and without signatures, beside pymerkle's rebuild", []),
     "projections": ("The projector: 500 events a transaction beside one at a time", ["5000"]),

@@ -50,6 +50,7 @@ from ledger.store.embedded import EmbeddedPostgres
 from ledger.store.migrate import migrate
 from tests.bench.append_load import Request
 from tests.bench.bench_store import stock
+from tests.bench.cpu import cpu_s, family_cpu_s
 from tests.pg import temporary_home
 from tests.service_world import free_port
 
@@ -63,8 +64,6 @@ LICENCE = "CC0-1.0"
 # 1878 ms at most. Entries of the hammer tool: unsigned, checked by nobody, no fsync per request.
 TESSERA_PER_S = 1_587
 TESSERA_INCLUDED_S = 1.878
-
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class World:
@@ -154,8 +153,7 @@ class Server:
         """CPU seconds of (the API process, PostgreSQL with its children)."""
         postmaster = self.database.pid
         assert postmaster is not None
-        postgres = [postmaster, *_children(postmaster)]
-        return _cpu_s(self.process.pid), sum(map(_cpu_s, postgres))
+        return cpu_s(self.process.pid), family_cpu_s(postmaster)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -164,25 +162,6 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def _cpu_s(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-        except FileNotFoundError:
-            continue
-    return found
 
 
 @contextmanager
