@@ -11,10 +11,12 @@ DATA ?=
 FRESH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit lint typecheck bench up base-model contracts clean
+.PHONY: help setup browser demo test unit lint typecheck bench soak up verifier base-model contracts clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+VERIFIER := ledger/console/verifier
 
 setup: $(VENV)/.ready contracts/node_modules/.ready ## Install everything into .venv and contracts/node_modules
 
@@ -30,10 +32,29 @@ contracts/node_modules/.ready: $(VENV)/.ready contracts/package.json contracts/p
 	$(PY) contracts/build.py install
 	@touch $@
 
+browser: $(VENV)/.browser
+
+# A browser for the verifier's tests: one that is there, Debian's, or Playwright's own download. None
+# to be had? Then those tests are skipped, and say so.
+$(VENV)/.browser: $(VENV)/.ready
+	@$(PY) -m tests.browser.chromium \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+			&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| $(PY) -m playwright install chromium \
+		|| echo "no Chromium to be had: the browser tests will be skipped"
+	@touch $@
+
 demo: setup ## One answer's whole life, on real data (DATA=rows.jsonl, FRESH=1)
 	$(TRIBUTARY) demo $(if $(DATA),--data $(DATA)) $(if $(FRESH),--fresh)
 
-test: setup lint typecheck ## Lint, type check and every test but the slow suites
+# What verifier.html is built from, to see that it is. Without npm that one test is skipped.
+$(VERIFIER)/node_modules/.ready: $(VERIFIER)/package.json $(VERIFIER)/package-lock.json
+	-cd $(VERIFIER) && npm ci --silent --no-audit --no-fund && touch node_modules/.ready
+
+verifier: $(VERIFIER)/node_modules/.ready ## Build the browser verifier again from its sources
+	cd $(VERIFIER) && npm run --silent build
+
+test: setup browser $(VERIFIER)/node_modules/.ready lint typecheck ## Lint, type check and every test but the slow suites
 	$(PY) -m pytest -q
 
 unit: setup ## The quick tests alone
@@ -46,8 +67,15 @@ lint: setup ## Ruff: rules and format
 typecheck: setup ## mypy, strict
 	$(BIN)/mypy ledger projections workers tests
 
+$(VENV)/.soak: $(VENV)/.ready
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[soak]'
+	@touch $@
+
 bench: setup ## Benchmarks beside their peers; writes docs/BENCHMARKS.md and its JSON
 	$(PY) -m tests.bench
+
+soak: setup $(VENV)/.soak ## The slow suites: fuzzing, growth to 10^7 leaves
+	$(PY) -m tests.soak
 
 up: setup ## Run the whole service in the foreground
 	$(TRIBUTARY) up
@@ -59,4 +87,4 @@ contracts: setup ## Compile the contracts and rewrite the committed ABI and byte
 	$(PY) contracts/build.py
 
 clean: ## Remove what the set-up and the demo made
-	rm -rf $(VENV) contracts/node_modules contracts/out contracts/cache .tributary
+	rm -rf $(VENV) contracts/node_modules $(VERIFIER)/node_modules contracts/out contracts/cache .tributary

@@ -1,7 +1,11 @@
-"""Find and start Chromium: Debian's, Google's, or the one Playwright installed."""
+"""Find and start Chromium: Debian's, Google's, or the one Playwright installed.
+
+`python -m tests.browser.chromium` says which one; status 1 where there is none.
+"""
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,12 +28,16 @@ ARGUMENTS = (
 )
 
 
+def installed() -> str | None:
+    """CHROMIUM, or a browser on PATH; None leaves it to Playwright."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """One browser, ended with us, on a profile of its own; skips the test where there is none."""
     with sync_playwright() as playwright:
-        given = os.environ.get("CHROMIUM")
-        found = given or next(filter(None, map(shutil.which, NAMES)), None)
+        given, found = os.environ.get("CHROMIUM"), installed()
         try:
             browser = playwright.chromium.launch(
                 executable_path=found, headless=True, args=list(ARGUMENTS)
@@ -45,3 +53,15 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def main() -> int:
+    found = installed()
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    print(found or (own if os.path.exists(own) else "no Chromium"))
+    return 0 if found or os.path.exists(own) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
