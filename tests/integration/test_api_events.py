@@ -19,6 +19,7 @@ from nacl.signing import SigningKey
 
 from ledger.api.app import THREADS
 from ledger.api.auth import RateLimit
+from ledger.api.routes import events
 from ledger.client import now_us
 from ledger.domain.canonical import canonical_json
 from ledger.domain.envelope import MAX_ENVELOPE_BYTES, leaf_hash, sign_event
@@ -26,7 +27,7 @@ from ledger.domain.ids import sha256_hex
 from ledger.domain.login import sign_login
 from ledger.domain.rows import DataRow, encode_rows, rows_root
 from ledger.errors import Conflict, Forbidden, LedgerError, TooLarge
-from tests.api_world import LOG, LocalEngine, Service, key_of, service
+from tests.api_world import LOG, LocalEngine, Service, key_of, service, serving_http
 
 PROBLEM = "application/problem+json"
 FIELDS = {"type", "title", "status", "detail", "extra"}
@@ -266,6 +267,58 @@ def test_a_batch_is_stored_together_or_not_at_all(api: Service) -> None:
         assert "500" in problem(http.post("/v1/events/batch", content=many), 400)["detail"]
         problem(http.post("/v1/events/batch", content=b"\n\n"), 400)
     assert api.size == before + 3
+
+
+def test_a_batch_sent_again_is_the_same_batch_or_none(api: Service) -> None:
+    raws = [signed() for _ in range(3)]
+    with api.http() as http:
+        first = http.post("/v1/events/batch", content=b"\n".join(raws))
+        again = http.post("/v1/events/batch", content=b"\n".join(raws))
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert again.json() == first.json()
+        before = api.size
+        some = http.post("/v1/events/batch", content=b"\n".join([signed(), raws[1], raws[2]]))
+        found = problem(some, 409, "conflict")
+        assert "number 2, 3" in found["detail"]
+        assert found["extra"]["index"] == first.json()["indexes"][1]
+        single = http.post("/v1/events", content=raws[2])
+        assert (single.status_code, single.json()["index"]) == (200, first.json()["indexes"][2])
+    assert api.size == before
+
+
+def test_without_the_direct_lane_the_routes_do_the_same(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lane is a shortcut: what misses it (under a root path, for one) goes through the app."""
+    monkeypatch.setattr(events, "DIRECT", [])
+    raws = [signed() for _ in range(3)]
+    with serving_http(api.services) as url, httpx.Client(base_url=url, timeout=30) as slow:
+        first = slow.post("/v1/events", content=raws[0])
+        assert first.status_code == 201
+        batch = slow.post("/v1/events/batch", content=b"\n".join(raws[1:]))
+        assert batch.status_code == 201
+        problem(slow.post("/v1/events", content=b"{}"), 400)
+        problem(slow.post("/v1/events?wait=soon", content=raws[0]), 422, "invalid-request")
+    with api.http() as http:
+        again = http.post("/v1/events", content=raws[0])
+        assert (again.status_code, again.json()) == (200, first.json())
+        again = http.post("/v1/events/batch", content=b"\n".join(raws[1:]))
+        assert (again.status_code, again.json()) == (200, batch.json())
+        problem(http.post("/v1/events?wait=soon", content=raws[0]), 422, "invalid-request")
+        problem(http.post("/v1/events?x=%00", content=raws[0]), 400)
+
+
+def test_appends_are_counted(api: Service) -> None:
+    def counted(http: httpx.Client, status: str) -> float:
+        wanted = f'http_requests_total{{handler="/v1/events",method="POST",status="{status}"}}'
+        lines = http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))
+
+    with api.http() as http:
+        before = counted(http, "2xx"), counted(http, "4xx")
+        assert http.post("/v1/events", content=signed()).status_code == 201
+        problem(http.post("/v1/events", content=b"{}"), 400)
+        assert (counted(http, "2xx"), counted(http, "4xx")) == (before[0] + 1, before[1] + 1)
 
 
 def test_events_are_listed_in_log_order(api: Service) -> None:

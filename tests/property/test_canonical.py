@@ -137,3 +137,20 @@ def test_a_split_sums_exactly_and_is_fair(amount: int, weights: dict[str, int]) 
 @given(st.integers(0, 10**40))
 def test_open_amounts_round_trip(amount: int) -> None:
     assert parse_open(format_open(amount).removesuffix(" OPEN")) == amount
+
+
+@given(
+    type=text.filter(bool),
+    body=st.dictionaries(text, text, max_size=3),
+    decoy=st.sampled_from(['","sig":"', ',"sig":"AAAA"', '\\","sig":"', "sig"]),
+)
+def test_the_signature_is_cut_out_where_it_stands(
+    type: str, body: dict[str, str], decoy: str
+) -> None:
+    """What is verified is the canonical JSON without `sig`, whatever other strings look like it."""
+    key = SigningKey(b"k" * 32)
+    for name in (type, decoy + type):
+        told = {**body, "x": decoy, decoy: "y"}
+        raw = sign_event(key, type=name, log="a/b", body=told, id=derived_id("x"), at=1)
+        event = parse_envelope(raw)
+        assert (event.type, event.body) == (name, told)
