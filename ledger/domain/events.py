@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from ledger.domain.canonical import canonical_json
 from ledger.domain.ids import check_actor, check_address, check_hash, check_uuid, derived_id
 from ledger.domain.money import BPS_WHOLE, PPM_WHOLE, parse_amount
 from ledger.errors import InvalidEvent
@@ -26,7 +27,7 @@ MAX_REVIEWERS = 32
 MAX_SHARES = 400
 MAX_TOKENS = 1_000_000
 MAX_CONFIG_KEYS = 40
-MAX_CONFIG_CHARS = 4_000
+MAX_CONFIG_BYTES = 4_000
 MAX_SIGNATURE_CHARS = 200
 MAX_INTEGER = 2**53 - 1
 
@@ -126,9 +127,10 @@ def training_config(value: object, field: str) -> None:
         raise InvalidEvent(
             f"{field} must be an object of at most {MAX_CONFIG_KEYS} keys", field=field
         )
-    if len(str(value)) > MAX_CONFIG_CHARS:
+    if len(canonical_json(value)) > MAX_CONFIG_BYTES:
         raise InvalidEvent(
-            f"{field} is longer than MAX_CONFIG_CHARS = {MAX_CONFIG_CHARS}", field=field
+            f"{field} is longer than MAX_CONFIG_BYTES = {MAX_CONFIG_BYTES} in canonical JSON",
+            field=field,
         )
     for key, item in value.items():
         plain = isinstance(item, str | int) or (

@@ -210,7 +210,7 @@ def _completed(graph: _Graph, entry: Entry) -> None:
          manifest.summary["config_sha256"]),
         (MANIFEST, requested.envelope.body["base_model"], manifest.summary["base_sha256"]),
     ):  # fmt: skip
-        if have != want:
+        if have != want or type(have) is not type(want):  # in JSON, true is not 1
             fail(entry, name, f"the training manifest says {printable(str(want))}, not {have}")
     datanets = set(requested.envelope.body["datanets"])
     for id, recorded in contributions.items():

@@ -4,10 +4,10 @@
 
 import { canonicalText } from "./canonical.js";
 import { InvalidEvent } from "./errors.js";
-import { hasExactly, isInteger, isList, isObject, isString, isWithin, pythonLength } from "./text.js";
+import { hasExactly, isInteger, isList, isObject, isString, isWithin } from "./text.js";
 
 const MAX_CONFIG_KEYS = 40;
-const MAX_CONFIG_CHARS = 4_000;
+const MAX_CONFIG_BYTES = 4_000;
 const MAX_SHARES = 400;
 const PPM_WHOLE = 1_000_000;
 const BPS_WHOLE = 10_000;
@@ -57,7 +57,8 @@ const listOf = (item, low, high) => (value, field) => {
 
 function config(value, field) {
   check(isObject(value) && Object.keys(value).length <= MAX_CONFIG_KEYS, field, `an object of at most ${MAX_CONFIG_KEYS} keys`);
-  check(pythonLength(value) <= MAX_CONFIG_CHARS, field, `no longer than ${MAX_CONFIG_CHARS} characters`);
+  const spelled = new TextEncoder().encode(canonicalText(value));
+  check(spelled.length <= MAX_CONFIG_BYTES, field, `no longer than ${MAX_CONFIG_BYTES} bytes`);
   for (const [name, item] of Object.entries(value)) {
     const plain = isString(item) || isInteger(item) || typeof item === "boolean" ||
       (isList(item) && item.every(isString));

@@ -43,31 +43,6 @@ export function trim(text) {
 /** Key names of signed notes: not empty, no Unicode space, no plus sign. */
 export const isKeyName = (name) => name !== "" && !NOT_IN_NAMES.test(name);
 
-/** How long Python's `str` of a flat configuration is: the limit on one is stated in it. */
-export function pythonLength(value) {
-  if (value === true) return 4;
-  if (value === false) return 5;
-  if (isList(value)) return 2 + joined(value.map(pythonLength));
-  if (isObject(value)) {
-    return 2 + joined(Object.keys(value).map((k) => pythonLength(k) + 2 + pythonLength(value[k])));
-  }
-  if (!isString(value)) return String(value).length;
-  const quote = value.includes("'") && !value.includes('"') ? '"' : "'";
-  let length = 2;
-  for (const c of value) length += escapedLength(c, quote);
-  return length;
-}
-
-const joined = (lengths) =>
-  lengths.reduce((sum, length) => sum + length, 0) + 2 * Math.max(0, lengths.length - 1);
-
-function escapedLength(character, quote) {
-  if (character === quote || "\\\n\r\t".includes(character)) return 2;
-  if (character === " " || !UNPRINTABLE.test(character)) return 1;
-  const code = character.codePointAt(0);
-  return code <= 0xff ? 4 : code <= 0xffff ? 6 : 10;
-}
-
 // --- numbers and times for people ---
 
 const WEI_DIGITS = 18;
