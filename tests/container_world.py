@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
@@ -103,14 +103,20 @@ def container() -> Iterator[Container]:
 
 
 WHAT_IS_HERE = (
-    "import importlib.metadata as m; "
-    "print(*sorted(f'{d.name} {d.version}' for d in m.distributions()), sep='\\n')"
+    "import importlib.metadata as m\n"
+    'for name in sorted(f"{d.name} {d.version}" for d in m.distributions()): print(name)'
 )
 NO_NETWORK = (
     "import socket\n"
-    "try: socket.create_connection(('192.0.2.1', 80), 2)\n"
+    'try: socket.create_connection(("192.0.2.1", 80), 2)\n'
     "except OSError as error: print(error)"
 )
+
+
+def shown(arguments: Sequence[str], done: "subprocess.CompletedProcess[str]") -> str:
+    """A command and what it said, as a transcript has them."""
+    said = done.stdout + done.stderr
+    return f"$ python3 {shlex.join(arguments)}\n{said}[exit {done.returncode}]\n"
 
 
 def main(names: list[str]) -> int:
@@ -122,17 +128,13 @@ def main(names: list[str]) -> int:
         for name in names:
             shutil.copy(name, box.files)
         files = [f"/files/{Path(name).name}" for name in names]
-        shown = [
+        commands = [
             ("-VV",),
             ("-c", WHAT_IS_HERE),
             ("-c", NO_NETWORK),
             *(("-m", "ledger.verify", file) for file in files),
         ]
-        for arguments in shown:
-            print(f"$ python3 {shlex.join(arguments)}")
-            done = box.run(*arguments)
-            print(done.stdout + done.stderr, end="")
-            print(f"[exit {done.returncode}]\n")
+        print(*(shown(command, box.run(*command)) for command in commands), sep="\n")
     return 0
 
 

@@ -1,6 +1,8 @@
 """`python -m ledger.verify` in a container that holds Python and pynacl and nothing else."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import pytest
 
 from tests import container_world as world
 
-V1 = Path(__file__).parents[1] / "vectors" / "bundles" / "v1"
+BUNDLES = Path(__file__).parents[1] / "vectors" / "bundles"
+V1 = BUNDLES / "v1"
+PAGE = Path(__file__).parents[2] / "docs" / "VERIFYING.md"
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +53,13 @@ def test_what_needs_a_library_is_skipped_and_said(box: world.Container) -> None:
     assert done.returncode == 0
     steps = {step["name"]: step["status"] for step in json.loads(done.stdout)["steps"]}
     assert steps["L1 anchor"] == "skipped"
+
+
+def test_the_transcript_in_the_docs_is_what_happens(box: world.Container) -> None:
+    page = PAGE.read_text("utf-8")
+    commands = re.findall(r"^\$ python3 (-m ledger\.verify .*)$", page, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        arguments = shlex.split(command)
+        put(box, next(BUNDLES.rglob(Path(arguments[-1]).name)))
+        assert world.shown(arguments, box.run(*arguments)) in page

@@ -267,19 +267,20 @@ def test_the_examples_of_the_readme_run(
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "TRIBUTARY_API": url,
-            "TRIBUTARY_HOME": str(tmp_path / "client"),
+            "TRIBUTARY_HOME": str(tmp_path / ".tributary"),
         }
         (tmp_path / "tests").symlink_to(ROOT / "tests")
         monkeypatch.chdir(tmp_path)
-        for kind, text in BLOCKS:
+        for kind, block in BLOCKS:
+            text = block.replace("http://127.0.0.1:8420", url)
             if kind == "python":
-                exec(compile(text.replace("http://127.0.0.1:8420", url), "README.md", "exec"), {})
+                exec(compile(text, "README.md", "exec"), {})
                 continue
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", text],
                 env=environment, capture_output=True, text=True, timeout=BLOCK_TIMEOUT_S,
             )  # fmt: skip
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-            assert "VERIFIED" in done.stdout
+            assert ("VERIFIED" in done.stdout) == ("verify" in text)
         assert (tmp_path / "notes.lineage.json").exists()
         assert (tmp_path / "compilers.lineage.json").exists()
