@@ -154,13 +154,8 @@ def log_key(settings: Settings) -> VerifierKey | None:
 @contextmanager
 def whole_log(settings: Settings, url: str, vkey: str) -> Iterator[StoreSource]:
     """A database's log as files, all signed checkpoints included."""
-    archive = PostgresArchive(url, live=True)
-    try:
-        with store(settings.model_copy(update={"database_url": url}), name="export") as box:
-            files = LogFiles(log=box.entries, tiles=box.tiles)
-            yield StoreSource(files, archive=archive, vkey=vkey)
-    finally:
-        archive.close()
+    with store(settings.model_copy(update={"database_url": url}), name="export") as box:
+        yield StoreSource(LogFiles(log=box.entries, tiles=box.tiles), vkey=vkey)
 
 
 @contextmanager

@@ -70,6 +70,10 @@ class TileStore(Protocol):
 
     def checkpoint(self, size: int) -> StoredCheckpoint | None: ...
 
+    def checkpoints(self, low: int, high: int) -> list[StoredCheckpoint]:
+        """Those of sizes [low, high), ascending."""
+        ...
+
     def publish(
         self,
         tiles: Mapping[tuple[int, int], bytes],

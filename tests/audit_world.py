@@ -16,7 +16,6 @@ from ledger.log.sequencer import Sequencer
 from ledger.log.serving import LogFiles
 from ledger.log.signer import LogSigner
 from ledger.log.sources import StoreSource
-from ledger.store.archive import PostgresArchive
 from ledger.store.postgres import PostgresEntryLog, connect
 from ledger.store.recorder import GapFreeFactory
 from ledger.store.tiles import PostgresTileStore
@@ -114,12 +113,8 @@ class Ledger:
 
     @contextmanager
     def source(self) -> Iterator[StoreSource]:
-        archive = PostgresArchive(self.url, live=True)
-        try:
-            files = LogFiles(log=self.log, tiles=self.tiles)
-            yield StoreSource(files, archive=archive, vkey=self.signer.vkey_text)
-        finally:
-            archive.close()
+        files = LogFiles(log=self.log, tiles=self.tiles)
+        yield StoreSource(files, vkey=self.signer.vkey_text)
 
     def close(self) -> None:
         self.log.close()

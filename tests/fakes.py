@@ -94,6 +94,12 @@ class MemoryTileStore:
         with self._lock:
             return self._checkpoints.get(size)
 
+    def checkpoints(self, low: int, high: int) -> list[StoredCheckpoint]:
+        with self._lock:
+            return [
+                self._checkpoints[size] for size in sorted(self._checkpoints) if low <= size < high
+            ]
+
     def publish(
         self,
         tiles: Mapping[tuple[int, int], bytes],

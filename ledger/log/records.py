@@ -2,7 +2,7 @@
 
 c2sp.org/tlog-tiles serves the newest checkpoint alone. An auditor, and whoever restores a log, want
 all of them: anchors and cosignatures are about older ones. File K holds those of sizes
-[65,536 K, 65,536 (K + 1)), so the tree's size says which files there can be and nothing has to be
+[2,048 K, 2,048 (K + 1)), so the tree's size says which files there can be and nothing has to be
 listed; K is written as a tile number. One canonical JSON object a line, ascending by size::
 
     {"note":"<the signed note>","signed_at":<us>,"size":<n>}
@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ledger.domain.canonical import canonical_json, parse_canonical
-from ledger.errors import InvalidEvent, MalformedProof, VerificationError
+from ledger.errors import InvalidEvent, MalformedProof, NotFound, VerificationError
 from ledger.ports import StoredCheckpoint
 from ledger.verify.checkpoint import parse_checkpoint
 from ledger.verify.note import parse_note
 from ledger.verify.tiles import Tile, tile_path
 
-SIZES_PER_FILE = 65_536
+SIZES_PER_FILE = 2_048
+"""A quiet log signs every size: with 100 signatures on each, a file stays under 32 MiB."""
+MAX_DIGITS = 15
 _FIELDS = {"note", "signed_at", "size"}
 
 
@@ -43,6 +45,15 @@ def record_path(file: int) -> str:
 def record_files(size: int) -> range:
     """The files that the checkpoints of a tree of `size` can be in."""
     return range(size // SIZES_PER_FILE + 1)
+
+
+def record_sizes(path: str) -> range:
+    """The sizes whose checkpoints lie in the file at `path`. Raises NotFound: no such path."""
+    digits = path.removeprefix("checkpoints/").replace("/", "").replace("x", "")
+    number = int(digits) if digits.isdecimal() and len(digits) <= MAX_DIGITS else -1
+    if number < 0 or record_path(number) != path:
+        raise NotFound(f"{path[:200]!r} is no file of a log")
+    return range(number * SIZES_PER_FILE, (number + 1) * SIZES_PER_FILE)
 
 
 def format_records(checkpoints: Sequence[StoredCheckpoint]) -> bytes:

@@ -2,10 +2,12 @@
 headers. No HTTP here.
 
 Only what the newest checkpoint covers is served, so that every file can be checked against a
-signature; entries that are stored but not yet signed for do not exist here.
+signature; entries that are stored but not yet signed for do not exist here. Beside the files of
+that page, `checkpoints/<K>` has every checkpoint that was signed (`records.py`).
 """
 
 from ledger.errors import MalformedProof, NotFound
+from ledger.log.records import format_records, record_sizes
 from ledger.ports import EntryLog, StoredCheckpoint, TileStore
 from ledger.verify.merkle import HASH_BYTES
 from ledger.verify.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, encode_entries, parse_tile_path
@@ -15,7 +17,7 @@ BINARY = "application/octet-stream"
 
 
 class LogFiles:
-    """`checkpoint`, `tile/<L>/<N>[.p/<W>]` and `tile/entries/<N>[.p/<W>]`."""
+    """`checkpoint`, `checkpoints/<K>`, `tile/<L>/<N>[.p/<W>]` and `tile/entries/<N>[.p/<W>]`."""
 
     def __init__(self, *, log: EntryLog, tiles: TileStore) -> None:
         self._log = log
@@ -28,6 +30,8 @@ class LogFiles:
             raise NotFound("the log has not signed a checkpoint yet; try again in a second")
         if path == "checkpoint":
             return newest.note, TEXT, False
+        if path.startswith("checkpoints/"):
+            return self._records(path), TEXT, False
         try:
             tile = parse_tile_path(path)
         except MalformedProof as error:
@@ -35,6 +39,13 @@ class LogFiles:
         _need_covered(tile, newest, path)
         data = self._entries(tile) if tile.level is None else self._hashes(tile, tile.level)
         return data, BINARY, True
+
+    def _records(self, path: str) -> bytes:
+        sizes = record_sizes(path)
+        found = self._tiles.checkpoints(sizes.start, sizes.stop)
+        if not found:
+            raise NotFound(f"no checkpoint has a size from {sizes.start} to {sizes.stop - 1}")
+        return format_records(found)
 
     def _hashes(self, tile: Tile, level: int) -> bytes:
         data = self._tiles.tile(level, tile.n)

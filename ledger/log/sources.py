@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ledger.errors import NotFound, Unavailable
-from ledger.log.records import SIZES_PER_FILE, format_records, record_path
 from ledger.log.serving import LogFiles
 from ledger.log.tree import ReadTiles, TileId
-from ledger.ports import Archive, LogSource
+from ledger.ports import LogSource
 from ledger.verify.merkle import HASH_BYTES
 from ledger.verify.tiles import (
     TILE_HEIGHT,
@@ -58,32 +57,16 @@ class FolderSource:
 
 
 class StoreSource:
-    """A database through its ports. With an archive, `checkpoints/<K>`; with a key, `vkey`."""
+    """A database through its ports. With a key, `vkey`."""
 
-    def __init__(
-        self, files: LogFiles, *, archive: Archive | None = None, vkey: str | None = None
-    ) -> None:
+    def __init__(self, files: LogFiles, *, vkey: str | None = None) -> None:
         self._files = files
-        self._archive = archive
         self._vkey = vkey
 
     def read(self, path: str) -> bytes:
         if path == VKEY and self._vkey is not None:
             return f"{self._vkey}\n".encode()
-        if path.startswith("checkpoints/") and self._archive is not None:
-            return self._records(path, self._archive)
         return self._files.serve_path(path)[0]
-
-    def _records(self, path: str, archive: Archive) -> bytes:
-        digits = path.removeprefix("checkpoints/").replace("/", "").replace("x", "")
-        number = int(digits) if digits.isdigit() else -1
-        if number < 0 or record_path(number) != path:
-            raise NotFound(f"{path!r} is no file of a log")
-        low = number * SIZES_PER_FILE
-        found = archive.checkpoints(low, low + SIZES_PER_FILE)
-        if not found:
-            raise NotFound(f"no checkpoint has a size from {low} to {low + SIZES_PER_FILE - 1}")
-        return format_records(found)
 
 
 def read_tile(source: LogSource, tile: Tile) -> bytes:

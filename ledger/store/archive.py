@@ -47,17 +47,15 @@ class ArchiveOpener:
 class PostgresArchive:
     """One connection; not thread-safe. Close it: a snapshot keeps rows alive.
 
-    One picture of the database, its own or the `snapshot` of another; `live`: always the newest.
+    One picture of the database, its own or the `snapshot` of another.
     """
 
-    def __init__(self, url: str, *, snapshot: str | None = None, live: bool = False) -> None:
+    def __init__(self, url: str, *, snapshot: str | None = None) -> None:
         self.url = url
         with _storage_errors():
             self._connection: Connection[Any] = psycopg.connect(
                 url, autocommit=True, application_name="tributary archive"
             )
-            if live:
-                return
             self._connection.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if snapshot is not None:
                 self._connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")

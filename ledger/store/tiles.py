@@ -59,6 +59,16 @@ class PostgresTileStore:
             ).fetchone()
         return _checkpoint(row)
 
+    def checkpoints(self, low: int, high: int) -> list[StoredCheckpoint]:
+        with lend(self._pool) as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM log_checkpoints"  # noqa: S608
+                " WHERE size >= %s AND size < %s ORDER BY size",
+                [low, high],
+                binary=True,
+            ).fetchall()
+        return [found for row in rows if (found := _checkpoint(row)) is not None]
+
     def publish(
         self,
         tiles: Mapping[tuple[int, int], bytes],

@@ -4,6 +4,8 @@ real PostgreSQL; its entries are small and many, so that there are three full ti
 
 import gzip
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -12,6 +14,11 @@ import pytest
 from ledger.api.routes.log import accepts_gzip
 from ledger.client import now_us
 from ledger.domain.envelope import leaf_hash, sign_event
+from ledger.log.audit import audit_log
+from ledger.log.audit_files import FilesOpener
+from ledger.log.export import export_log
+from ledger.log.records import parse_records
+from ledger.remote import HttpSource
 from ledger.verify.checkpoint import open_checkpoint
 from ledger.verify.merkle import tree_root
 from ledger.verify.note import parse_vkey
@@ -103,8 +110,45 @@ def test_what_is_beyond_the_checkpoint_or_spelt_otherwise_is_not_there(
         assert found.headers["cache-control"] == "no-store", "it may be there in a second"
 
 
+def test_every_signed_checkpoint_is_there_and_not_for_caching(
+    api: Service, http: httpx.Client
+) -> None:
+    found = http.get("/log/checkpoints/000")
+    assert found.status_code == 200
+    assert found.headers["content-type"] == "text/plain; charset=utf-8"
+    assert found.headers["cache-control"] == "no-cache"
+    lines = parse_records(found.content, 0)
+    vkey = parse_vkey(http.get("/log/vkey").text.strip())
+    leaves = [leaf_hash(entry) for entry in api.services.entries.entries(0, api.size)]
+    for line in lines:
+        head = open_checkpoint(line.checkpoint.note, vkey).checkpoint
+        assert head.root == tree_root(leaves[: head.size])
+    assert len(lines) > 1
+    assert lines[-1].checkpoint.note == http.get("/log/checkpoint").content
+    for path in ("001", "0", "0000", "x000/000", "-01", "000.p/1", "", "٠٠٠", "x999/" * 9 + "999"):
+        problem(http.get(f"/log/checkpoints/{path}"), 404, "not-found")
+
+
+def test_audit_and_export_over_http_see_every_signed_checkpoint(
+    api: Service, tmp_path: Path
+) -> None:
+    key = parse_vkey(api.services.vkey)
+    signed = api.services.tiles.checkpoints(0, api.size + 1)
+    with HttpSource(f"{api.url}/log") as source:
+        export_log(source, tmp_path, key)
+    mirrored = parse_records((tmp_path / "checkpoints/000").read_bytes(), 0)
+    assert [line.checkpoint for line in mirrored] == signed
+    opener = FilesOpener(open_source=partial(HttpSource, f"{api.url}/log"))
+    report = audit_log(opener, key, pymerkle=False)
+    assert report.ok
+    said = next(step.says for step in report.steps if step.name == "checkpoints")
+    assert said.startswith(f"{len(signed)} stored checkpoints")
+
+
 def test_head_says_what_get_would(api: Service, http: httpx.Client) -> None:
-    for path in ("checkpoint", "tile/0/000", "tile/entries/000", "tile/0/000.p/7"):
+    for path in (
+        "checkpoint", "checkpoints/000", "tile/0/000", "tile/entries/000", "tile/0/000.p/7"
+    ):  # fmt: skip
         get, head = (http.request(m, f"/log/{path}", headers=IDENTITY) for m in ("GET", "HEAD"))
         assert head.status_code == 200
         assert head.content == b""

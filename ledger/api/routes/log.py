@@ -1,8 +1,8 @@
 """The log itself, in the C2SP tlog-tiles layout, under /log. Tiles never change; the checkpoint
 does (https://c2sp.org/tlog-tiles).
 
-Entry bundles are compressed for who accepts gzip, as that page asks for; hash tiles are random
-bytes and are not.
+Entry bundles are compressed for who accepts gzip, as that page asks for, and so are the records of
+checkpoints; hash tiles are random bytes and are not.
 """
 
 import gzip
@@ -50,13 +50,16 @@ def vkey(who: Anyone, box: Box) -> Response:
 
 
 @router.head("/log/{path:path}", include_in_schema=False)
-@router.get("/log/{path:path}", summary="checkpoint, tile/<L>/<N>[.p/<W>], tile/entries/...")
+@router.get(
+    "/log/{path:path}",
+    summary="checkpoint, checkpoints/<K>, tile/<L>/<N>[.p/<W>], tile/entries/...",
+)
 def file(
     path: str, who: Anyone, box: Box, accept_encoding: Annotated[str, Header()] = ""
 ) -> Response:
     content, media_type, immutable = box.log_files.serve_path(path)
     headers = {"cache-control": IMMUTABLE if immutable else CHANGING}
-    if path.startswith("tile/entries/"):
+    if path.startswith(("tile/entries/", "checkpoints/")):
         headers["vary"] = "accept-encoding"
         if accepts_gzip(accept_encoding):
             content = gzip.compress(content, GZIP_LEVEL, mtime=0)
