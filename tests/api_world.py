@@ -26,6 +26,7 @@ from nacl.signing import SigningKey
 from ledger import bootstrap
 from ledger.aggregates.inferences import chain_event_id
 from ledger.api.app import create_app
+from ledger.api.one_write import OneWriteProtocol
 from ledger.api.services import Services
 from ledger.bootstrap import api_services, log_signer, projection_runner, store
 from ledger.client import Client
@@ -329,7 +330,11 @@ def serving_http(services: Services) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(512)
         config = uvicorn.Config(
-            create_app(services), log_level="warning", access_log=False, timeout_graceful_shutdown=2
+            create_app(services),
+            http=OneWriteProtocol,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -73,7 +73,7 @@ class DirectLane:
 
 def refuse_nul(request: Request) -> None:
     """No id holds NUL, and PostgreSQL's text cannot: one check for every path and query."""
-    if "\0" in request.url.path or b"%00" in request.scope["query_string"]:
+    if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise InvalidEvent("a path or query holds a NUL character; no id here does")
 
 

@@ -33,9 +33,6 @@ from projections.queries import Queries
 if TYPE_CHECKING:
     from ledger.api.auth import RateLimit
 
-TURNS = 64
-"""Locks that accounts share; two accounts on one lock only wait for each other."""
-
 
 @dataclass(kw_only=True)
 class Reservations:
@@ -47,7 +44,6 @@ class Reservations:
 
     _held: dict[str, int] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
-    _turns: tuple[Lock, ...] = field(default_factory=lambda: tuple(Lock() for _ in range(TURNS)))
 
     def hold(self, account: str, amount_wei: int, prepaid_wei: Callable[[], int]) -> None:
         """Raises PaymentRequired unless the balance covers this and all that is held already.
@@ -81,11 +77,6 @@ class Reservations:
     def held_wei(self, account: str) -> int:
         with self._lock:
             return self._held.get(account, 0)
-
-    def turn(self, account: str) -> Lock:
-        """Held while a fee is appended. The fees of one account are one event stream: without
-        turns, answers that end together would collide on it until the ledger gives up."""
-        return self._turns[hash(account) % TURNS]
 
 
 @dataclass(kw_only=True)

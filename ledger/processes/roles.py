@@ -49,6 +49,7 @@ def run_api(settings: Settings, stop: threading.Event) -> None:
     import uvicorn
 
     from ledger.api.app import create_app
+    from ledger.api.one_write import OneWriteProtocol
     from ledger.bootstrap import api_services, log_signer
     from ledger.log.sequencer import Sequencer
 
@@ -69,6 +70,7 @@ def run_api(settings: Settings, stop: threading.Event) -> None:
             app,
             host=settings.host,
             port=settings.port,
+            http=OneWriteProtocol,
             log_level="warning",
             access_log=False,
             proxy_headers=False,  # a forged X-Forwarded-For would choose its own rate limit

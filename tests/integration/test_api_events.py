@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -306,6 +307,21 @@ def test_without_the_direct_lane_the_routes_do_the_same(
         assert (again.status_code, again.json()) == (200, batch.json())
         problem(http.post("/v1/events?wait=soon", content=raws[0]), 422, "invalid-request")
         problem(http.post("/v1/events?x=%00", content=raws[0]), 400)
+
+
+def test_an_answer_comes_in_one_piece(api: Service) -> None:
+    """Head and body in one segment: a client is woken once. Errors and empty bodies too."""
+    raw = signed()
+    place = httpx.URL(api.url)
+    with socket.create_connection((place.host, place.port or 80), timeout=10) as connection:
+        for body, status in ((raw, b"201"), (raw, b"200"), (b"{}", b"400")):
+            head = f"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            piece = connection.recv(65_536)
+            told = re.search(rb"content-length: (\d+)", piece)
+            assert piece.startswith(b"HTTP/1.1 " + status)
+            assert told
+            assert len(piece.partition(b"\r\n\r\n")[2]) == int(told[1])
 
 
 def test_appends_are_counted(api: Service) -> None:

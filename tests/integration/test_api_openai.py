@@ -417,19 +417,19 @@ def test_parallel_requests_cannot_overdraw(api: Service) -> None:
     assert left == 3 * highest - paid >= 0
 
 
-def test_answers_of_one_account_that_end_together_take_turns(
+def test_answers_of_one_account_that_end_together_are_stored_at_the_first_attempt(
     api: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their fees are one event stream: without turns they collide there and decide again."""
+    """Their fees are one event stream: decided in their callers' threads, they would collide."""
     count, attempts = 32, []
     barrier = threading.Barrier(count)
-    store = api.services.ledger._store
+    store = api.services.ledger.ask
 
     def counted(events: Any) -> Any:
         attempts.append(len(events))
         return store(events)
 
-    monkeypatch.setattr(api.services.ledger, "_store", counted)
+    monkeypatch.setattr(api.services.ledger, "ask", counted)
     before = api.size
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 3}
     client = httpx.Client(

@@ -90,12 +90,6 @@ def test_holds_never_exceed_the_balance(steps: list[tuple[bool, int]]) -> None:
         assert held.held_wei("ann") == sum(under_way) <= balance
 
 
-def test_turns_are_one_lock_per_account() -> None:
-    held = Reservations()
-    assert held.turn("ann") is held.turn("ann")
-    assert len({id(held.turn(f"actor {n}")) for n in range(500)}) > 30
-
-
 # --- problem documents -------------------------------------------------------------------------
 
 

@@ -351,8 +351,7 @@ def _record(box: Services, answer: Answer) -> int:
     }
     for last in range(MAX_RECORDINGS)[::-1]:
         try:
-            with box.reservations.turn(answer.consumer):
-                return _append(box, answer, inference)
+            return _append(box, answer, inference)
         except Conflict:  # governance set a new fee policy just now: split by that one
             if not last:
                 raise
