@@ -44,6 +44,9 @@ CONNECT_TIMEOUT_S = 2
 POLL_S = 0.02
 MAX_LOG_BYTES = 16 * 2**20
 MAX_CONNECTIONS = 200
+MAX_BUFFERS_MB = 1_024
+WAL_SIZE = "2GB"
+CHECKPOINT_TIMEOUT = "15min"
 
 
 class EmbeddedPostgres:
@@ -227,6 +230,12 @@ class EmbeddedPostgres:
             "max_connections": str(MAX_CONNECTIONS),
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # Ids are random, so appends touch index pages at random: those should stay in memory,
+            # and be logged whole (once after each checkpoint) not too often. The price is WAL_SIZE
+            # on disk, and that much to read again after a crash.
+            "shared_buffers": f"{_buffers_mb()}MB",
+            "max_wal_size": WAL_SIZE,
+            "checkpoint_timeout": CHECKPOINT_TIMEOUT,
             **self._settings,
         }
         user = self._user
@@ -290,6 +299,12 @@ class EmbeddedPostgres:
 
 
 # -- processes ---------------------------------------------------------------------------------
+
+
+def _buffers_mb() -> int:
+    """An eighth of the machine's memory, within limits."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(128, min(MAX_BUFFERS_MB, memory // 2**23))
 
 
 def _environment() -> dict[str, str]:
