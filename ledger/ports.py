@@ -124,7 +124,8 @@ class Archive(Protocol):
         ...
 
     def broken_streams(self, *, limit: int) -> list[tuple[str, int, int]]:
-        """(id, rows, highest version) of streams whose versions are not 1, 2, 3, ..."""
+        """(id, rows, highest version) of streams whose versions are not 1, 2, 3, ... in the
+        order of the log."""
         ...
 
     def tiles(self, level: int, start: int, stop: int) -> Mapping[int, bytes]:

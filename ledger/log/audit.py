@@ -24,7 +24,7 @@ rules of money do not allow as anomalies).
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ledger.log import second_opinion, tree
@@ -51,7 +51,7 @@ from ledger.log.audit_stored import (
     open_note_or_finding,
     root_offset,
 )
-from ledger.log.findings import Finding
+from ledger.log.findings import BrokenData, Finding
 from ledger.log.frontier import Frontier
 from ledger.verify.checkpoint import Checkpoint
 from ledger.verify.encoding import encode_base64
@@ -100,7 +100,7 @@ def audit_log(
 @contextmanager
 def _auditors(
     open_reader: OpenReader, reader: LogReader, options: Options, jobs: int
-) -> Iterator[Callable[[Sequence[Stretch]], Iterator[Audited]]]:
+) -> Iterator[Callable[[Iterable[Stretch]], Iterator[Audited]]]:
     small = SMALL_SIGNED if options.signatures else SMALL
     if jobs <= 1 or reader.length(options.size) < small:
         auditor = ChunkAuditor(reader, options)
@@ -166,18 +166,21 @@ class _Audit:
     # -- 2, and the parts of the rest that a stretch can do -------------------------------------
 
     def stretches(
-        self, run: Callable[[Sequence[Stretch]], Iterator[Audited]], progress: Progress
+        self, run: Callable[[Iterable[Stretch]], Iterator[Audited]], progress: Progress
     ) -> None:
         length = max(self._reader.length(self._head.size), 0)
-        stretches = [
+        # One at a time: a signed size may be any number, whatever the log really holds.
+        stretches = (
             Stretch(start=start, stop=min(start + CHUNK_ENTRIES, length))
             for start in range(0, length, CHUNK_ENTRIES)
-        ]
+        )
         if length < self._head.size:
             self._broken = length  # the tables' step says what is missing
         for done in run(stretches):
             self._take(done)
             progress(done.stop, length)
+            if self._broken is not None and self._faults >= MAX_FINDINGS:
+                break  # no tree can come of it, and a report names no more
         if self._head.size == 0:
             self._empty_notes()
 
@@ -205,13 +208,18 @@ class _Audit:
                 ),
             )  # fmt: skip
         self._last_time = done.last_time or self._last_time
-        if done.broken is not None and done.broken < self._head.size:
+        whole = done.tile_roots or done.tail
+        if done.broken is not None and done.start < self._head.size and not whole:
             self._broken = min(
                 done.broken, self._head.size if self._broken is None else self._broken
             )
         if self._broken is None and done.start < self._head.size:
             self._check_notes(done.notes)
             self._grow(done)
+
+    @property
+    def _faults(self) -> int:
+        return sum(map(len, self._by_step.values()))
 
     def _grow(self, done: Audited) -> None:
         self._tile_roots += done.tile_roots
@@ -422,7 +430,11 @@ class _Audit:
         length, first = self._reader.length(self._head.size), None
         for start in range(0, length, STRIP_ENTRIES):
             stop = min(start + STRIP_ENTRIES, length)
-            for n, entry in enumerate(self._reader.strip(start, stop, self._head.size).entries):
+            try:
+                strip = self._reader.strip(start, stop, self._head.size)
+            except BrokenData:  # reported where the entries were read
+                continue
+            for n, entry in enumerate(strip.entries):
                 at = entry.rfind(needle)
                 if at < 0:
                     continue

@@ -2,7 +2,7 @@
 the port Archive. Nothing a column says is believed: the audit computes what each should be."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ledger.errors import NotFound
@@ -19,7 +19,7 @@ from ledger.log.audit_read import (
 )
 from ledger.log.findings import BrokenData, Finding
 from ledger.log.sources import width_at
-from ledger.ports import Archive
+from ledger.ports import Archive, ArchivedRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,11 @@ class RowsReader:
             gap = next((id for id, there in pairs if id != there), start + 1 + len(ids))
             raise BrokenData(missing("row", f"stored_events notification_id={gap}", gap - 1))
         pack = struct.Struct(">QQ").pack
-        return Strip(start=start, entries=[pack(r[0] - 1, r[1]) + r[2] for r in rows], rows=rows)
+        try:
+            entries = [pack(row[0] - 1, row[1]) + row[2] for row in rows]
+        except (struct.error, TypeError):  # a time below 0, a state that is NULL
+            raise BrokenData(_no_entry(rows)) from None
+        return Strip(start=start, entries=entries, rows=rows)
 
     def place(self, index: int, size: int) -> Place:
         return Place(where=f"stored_events notification_id={index + 1}", base=0, columns=True)
@@ -120,10 +124,25 @@ class RowsReader:
                 kind="row",
                 where=f"stored_events originator_id={stream}",
                 offset=None,
-                expected=f"versions 1 to {rows}",
+                expected=f"versions 1 to {rows}, in the order of the log",
                 found=f"versions up to {highest}",
                 says="the versions of a stream are not 1, 2, 3, ...",
             )
             for stream, rows, highest in self.archive.broken_streams(limit=MAX_STRAYS)
         ]
         return found
+
+
+def _no_entry(rows: Sequence[ArchivedRow]) -> Finding:
+    """The first row whose columns cannot be the bytes of an entry."""
+    row = next(row for row in rows if row[1] < 0 or row[2] is None)
+    late = row[1] < 0
+    return Finding(
+        kind="entry",
+        where=f"stored_events notification_id={row[0]} column {'recorded_at' if late else 'state'}",
+        offset=None,
+        expected="microseconds since 1970" if late else "an envelope",
+        found=str(row[1]) if late else "NULL",
+        says=f"entry {row[0] - 1} has no bytes",
+        index=row[0] - 1,
+    )

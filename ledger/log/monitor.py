@@ -39,7 +39,7 @@ from ledger.log.monitor_findings import Alarm, Findings, Items, Look, Stop
 from ledger.log.monitor_growth import Growth
 from ledger.log.monitor_others import AnchorReader, Others
 from ledger.log.monitor_served import READ_ATTEMPTS, REREAD_PAUSE_S, Served
-from ledger.log.monitor_state import MonitorFolder, Signed, seen_with
+from ledger.log.monitor_state import MonitorFolder, Signed, ahead_with, seen_with
 from ledger.ports import Clock, LogSource
 from ledger.verify.checkpoint import OpenedCheckpoint, open_checkpoint
 from ledger.verify.note import MAX_NOTE_BYTES, VerifierKey, format_vkey
@@ -134,15 +134,21 @@ class Monitor:
         new, opened = self._checkpoint()
         look.witnesses = tuple(seen.key.name for seen in opened.witnesses)
         self._compare(new)
+        # What a witness saw of a larger tree binds the log too, for the day that it shows us one:
+        # a log that keeps us behind the witness would else never be compared with it.
+        size = new.checkpoint.size
+        larger = [theirs for theirs in witnessed if theirs.checkpoint.size > size]
+        self._save(ahead=ahead_with(self.state.ahead, larger))
         self._reach(new)
         if anchored and anchored.size:
             pair = (anchored.size, anchored.root)
             if pair == self.state.anchored or self._others.check_anchored(anchored, new):
                 self._save(anchored=pair)
-        for theirs in witnessed:
+        due = [theirs for theirs in self.state.ahead if theirs.checkpoint.size <= size]
+        for theirs in ahead_with(due, witnessed):
             self._others.check_witnessed(theirs, new)
         if not look.alarms:
-            self._save(last_ok=self._clock())
+            self._save(last_ok=self._clock(), ahead=self.state.ahead[len(due) :])
 
     def _save(self, **changes: Any) -> None:
         state = replace(self.state, **changes)

@@ -4,7 +4,7 @@ it is anchored in, and the witnesses that cosigned it.
 Both are asked before the log's checkpoint is read, since what they hold was the log's before. A
 contract may then hold nothing larger than the log shows. A witness may: a log that withholds a
 checkpoint until enough witnesses have cosigned it has one that is not published yet. Such a one is
-left for a later look.
+remembered (`MonitorState.ahead`) until the log has come to its size.
 """
 
 from collections.abc import Callable, Mapping

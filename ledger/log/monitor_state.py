@@ -1,7 +1,8 @@
 """What a monitor remembers between two looks at a log: one file, written whole or not at all.
 
 `tributary/monitor-state/v1`, canonical JSON: the last checkpoint that was verified (`head`), the
-larger ones that were seen signed (`seen`), and the right edge of the tree that the monitor has
+larger ones that were seen signed (`seen`), those that only witnesses showed and the log has not
+reached yet (`ahead`), and the right edge of the tree that the monitor has
 built itself out of the log's entries, `size` of them. The edge is at most 255 hashes a level, so
 the file stays small however long the log grows, and it is all that is needed to go on: each new
 checkpoint is checked by hashing new entries onto the edge.
@@ -17,7 +18,7 @@ checked when the signed root is reached, and it is dropped after any alarm.
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,10 +40,12 @@ FORMAT = "tributary/monitor-state/v1"
 STATE_FILE, PROGRESS_FILE = "monitor.json", "progress.json"
 MAX_SEEN = 16
 """Checkpoints between `head` and the largest, when one run after the other is interrupted."""
+MAX_AHEAD = 64
+"""Checkpoints of witnesses that wait for the log to come to their size."""
 LOCK_FILE, EVIDENCE_FOLDER = "lock", "evidence"
 _FIELDS = (
-    "format", "log", "vkey", "head", "seen", "size", "edge", "recorded_at", "entries", "anchored",
-    "last_ok",
+    "format", "log", "vkey", "head", "seen", "ahead", "size", "edge", "recorded_at", "entries",
+    "anchored", "last_ok",
 )  # fmt: skip
 
 
@@ -56,13 +59,15 @@ class Signed:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorState:
-    """`seen` ascends by size; its last is the largest ever seen. `edge` holds the partial tile of
-    each level of the tree of `size` entries, by tile id; `recorded_at` (us) is the last entry's;
-    `entries` counts those whose content was checked; `anchored` is the newest (size, root) of the
-    contract that agreed; `last_ok` in us."""
+    """`seen` ascends by size; its last is the largest ever seen. `ahead` ascends too: checkpoints
+    that witnesses cosigned, of trees that the log has not shown here yet. `edge` holds the partial
+    tile of each level of the tree of `size` entries, by tile id; `recorded_at` (us) is the last
+    entry's; `entries` counts those whose content was checked; `anchored` is the newest
+    (size, root) of the contract that agreed; `last_ok` in us."""
 
     head: Signed | None = None
     seen: tuple[Signed, ...] = ()
+    ahead: tuple[Signed, ...] = ()
     size: int = 0
     edge: Mapping[tree.TileId, bytes] = field(default_factory=dict)
     recorded_at: int = 0
@@ -85,6 +90,13 @@ def seen_with(seen: Sequence[Signed], new: Signed) -> tuple[Signed, ...]:
     newest goes: the first and the largest say most."""
     smaller = [old for old in seen if old.checkpoint.size < new.checkpoint.size]
     return (*smaller[: MAX_SEEN - 1], new)
+
+
+def ahead_with(ahead: Sequence[Signed], new: Iterable[Signed]) -> tuple[Signed, ...]:
+    """`ahead` and more, one a tree. Where there are too many the largest go: the log comes to the
+    smaller ones sooner, and one that it does not extend is enough."""
+    one_each = {(s.checkpoint.size, s.checkpoint.root): s for s in (*new, *ahead)}
+    return tuple(one_each[tree] for tree in sorted(one_each))[:MAX_AHEAD]
 
 
 def edge_of(size: int, tiles: Mapping[tree.TileId, bytes]) -> dict[tree.TileId, bytes]:
@@ -145,7 +157,8 @@ class MonitorFolder:
         found = self._load(PROGRESS_FILE)
         if found is None or found.head != state.head or not state.size < found.size <= size:
             return state
-        return replace(found, seen=state.seen, anchored=state.anchored, last_ok=state.last_ok)
+        same = {name: getattr(state, name) for name in ("seen", "ahead", "anchored", "last_ok")}
+        return replace(found, **same)
 
     def save_progress(self, state: MonitorState) -> None:
         self._write(PROGRESS_FILE, state)
@@ -181,6 +194,7 @@ class MonitorFolder:
             "vkey": format_vkey(self._key),
             "head": state.head and encode_base64(state.head.note),
             "seen": [encode_base64(seen.note) for seen in state.seen],
+            "ahead": [encode_base64(ahead.note) for ahead in state.ahead],
             "size": state.size,
             "edge": {str(level): tile.hex() for (level, _), tile in state.edge.items()},
             "recorded_at": str(state.recorded_at),
@@ -209,6 +223,7 @@ class MonitorFolder:
         state = MonitorState(
             head=None if value["head"] is None else self._signed(value["head"]),
             seen=tuple(self._signed(note) for note in list_of(value["seen"], MAX_SEEN, "seen")),
+            ahead=tuple(self._signed(note) for note in list_of(value["ahead"], MAX_AHEAD, "ahead")),
             size=size,
             edge=_edge(value["edge"], size),
             recorded_at=_time(value["recorded_at"]),

@@ -111,9 +111,11 @@ class PostgresArchive:
     def broken_streams(self, *, limit: int) -> list[tuple[str, int, int]]:
         with _storage_errors():
             return self._connection.execute(
-                "SELECT originator_id::text, count(*), max(originator_version) FROM stored_events"
-                " GROUP BY originator_id"
-                " HAVING max(originator_version) <> count(*) OR min(originator_version) <> 1"
+                "SELECT originator_id::text, count(*), max(originator_version) FROM ("
+                "SELECT originator_id, originator_version, row_number() OVER stream AS place,"
+                " notification_id < lag(notification_id) OVER stream AS back FROM stored_events"
+                " WINDOW stream AS (PARTITION BY originator_id ORDER BY originator_version)) AS s"
+                " GROUP BY originator_id HAVING bool_or(originator_version <> place OR back)"
                 " ORDER BY 1 LIMIT %s",
                 [limit],
             ).fetchall()

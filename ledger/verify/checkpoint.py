@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ledger.errors import BadSignature, Inconsistent, MalformedProof
 from ledger.verify.encoding import decode_decimal, decode_hash_line, encode_base64, printable
 from ledger.verify.merkle import EMPTY_ROOT, HASH_BYTES, MAX_TREE_SIZE
-from ledger.verify.note import OpenedNote, Verified, VerifierKey, open_note
+from ledger.verify.note import ED25519, OpenedNote, Verified, VerifierKey, open_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +80,15 @@ def open_checkpoint(
     """The tree head of a note that `key` signed.
 
     `origin` is what the first line must say; by default the key's name, as in our logs. Known
-    `witnesses` are checked too, but never replace the log's own signature. Raises MalformedProof,
-    BadSignature, or Inconsistent when another log signed with this key.
+    `witnesses` are checked too, but never replace the log's own signature. Raises MalformedProof
+    (also for a `key` that is a witness's: a log signs by type 0x01), BadSignature, or Inconsistent
+    when another log signed with this key.
     """
+    if key.type != ED25519:
+        raise MalformedProof(
+            f"the key {printable(key.name)} is a witness's (0x04), expected a log's (0x01)",
+            field="vkey",
+        )
     opened: OpenedNote = open_note(note, [key, *witnesses])
     by_log = [v for v in opened.verified if v.key == key]
     if not by_log:

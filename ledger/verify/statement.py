@@ -141,7 +141,7 @@ class _Replay:
 
 def _bound(replay: _Replay, entry: Entry) -> None:
     actor, address = entry.envelope.actor, entry.envelope.body["address"].lower()
-    if actor not in replay.owners or address in replay.holder_of:
+    if address in replay.holder_of:
         return
     former = replay.address_of.get(actor)
     if former is not None:

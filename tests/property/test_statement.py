@@ -183,3 +183,14 @@ def test_more_than_the_line_is_said_too(world: World) -> None:
     world.cutoff(1)
     (found,) = state(world, line(1, 499))
     assert found.missing_wei == -1
+
+
+def test_an_address_that_somebody_else_holds_is_not_taken(world: World) -> None:
+    """BEN's binding was asked about by nobody, and it counts: ANN keeps the address she has."""
+    world.bind(BEN, address(2))
+    world.bind(ANN, address(1))
+    world.bind(ANN, address(2))
+    answered(world, 1_000, {ANN: 1_000_000})
+    world.cutoff(1)
+    (found,) = state(world, line(1, 500))
+    assert (found.missing_wei, found.owners) == (0, (ANN,))

@@ -664,3 +664,26 @@ def test_evidence_outlives_its_folder(tmp_path: Path) -> None:
     [evidence] = kept(elsewhere.parent)
     assert isinstance(evidence, Evidence)
     assert check_evidence(evidence).facts["conclusive"]
+
+
+def test_a_witness_that_is_always_ahead_of_what_we_are_shown(tmp_path: Path) -> None:
+    """A log could keep us on a fork, a step behind what it shows the witness."""
+    source = DictSource(log_files(entries(5)))
+    found: list[tuple[str, bool]] = []
+    for size in (5, 10, 15):
+        source.files = log_files(entries(size))
+        other = log_files([entry(0, name="x"), *entries(size + 4)[1:]], cosigned=[(0, 5)])
+        witnesses = asked(0, other["checkpoint"])
+        found += alarms(monitor(source, tmp_path, witnesses=witnesses).poll())
+    # Size 9 is held against 10; then 9 and 14 against 15.
+    assert found == check(tmp_path) == [FORK] * 3
+
+
+def test_a_witness_that_was_ahead_on_the_same_log(tmp_path: Path) -> None:
+    source = DictSource()
+    for size in (5, 10, 15, 20):
+        source.files = log_files(entries(size))
+        ours = log_files(entries(size + 7), cosigned=[(0, 5)])["checkpoint"]
+        watching = monitor(source, tmp_path, witnesses=asked(0, ours))
+        assert watching.poll().alarms == ()
+    assert [s.checkpoint.size for s in watching.state.ahead] == [22, 27]

@@ -107,6 +107,9 @@ def test_a_cosignature_does_not_replace_the_logs_own() -> None:
     alone = format_note(TEXT, [cosign_text(TEXT, WITNESS_NAME, WITNESS, 1)])
     with pytest.raises(BadSignature, match="only by witnesses"):
         open_checkpoint(alone, LOG_KEY, witnesses=[WITNESS_KEY])
+    # Nor where the witness's key is offered as the log's.
+    with pytest.raises(MalformedProof, match="a witness's"):
+        open_checkpoint(alone, WITNESS_KEY, origin=NAME)
 
 
 def test_a_cosignature_of_another_time_does_not_verify() -> None:
