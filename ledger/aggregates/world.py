@@ -166,6 +166,8 @@ class View:
         for stream in self._undecided:
             self._states.pop(stream, None)
         self._undecided.clear()
+        while len(self._states) > CACHED_AGGREGATES:
+            self._states.popitem(last=False)
         if self.size is None:
             self.catch_up()
         unknown = [stream for stream in dict.fromkeys(streams) if stream not in self._states]
@@ -189,8 +191,6 @@ class View:
         self._states.update(self._undecided)
         self._undecided.clear()
         self.size = size
-        while len(self._states) > CACHED_AGGREGATES:
-            self._states.popitem(last=False)
 
     def catch_up(self) -> None:
         """Forget what others have changed since `size`."""

@@ -7,7 +7,9 @@ a future. `Ledger` (ledger.aggregates.application) says what each step is for.
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -16,21 +18,46 @@ from eventsourcing.persistence import PersistenceError
 from fastapi.concurrency import run_in_threadpool
 
 from ledger.aggregates.application import Appended, Ledger
-from ledger.errors import LedgerError
+from ledger.errors import Backpressure, LedgerError
 
 MAX_CHECKED_ON_LOOP = 2
 """Events whose signatures are checked on the event loop, 0.1 ms each; more go to a thread."""
+MAX_BATCHES = 128
+"""Batches that are read and worked on at a time: each may hold MAX_BATCH_BYTES."""
 
 
-_limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = WeakKeyDictionary()
+@dataclass(kw_only=True)
+class _Room:
+    """What one event loop has at hand. As many threads check batches as there are cores: more
+    would only take turns, at a price."""
+
+    checkers: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(os.cpu_count() or 1)
+    )
+    batches: int = 0
 
 
-def _checkers() -> anyio.CapacityLimiter:
-    """As many threads check batches as there are cores: more would only take turns, at a price."""
-    loop = asyncio.get_running_loop()
-    if loop not in _limiters:
-        _limiters[loop] = anyio.CapacityLimiter(os.cpu_count() or 1)
-    return _limiters[loop]
+_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, _Room] = WeakKeyDictionary()
+
+
+def _room() -> _Room:
+    return _rooms.setdefault(asyncio.get_running_loop(), _Room())
+
+
+@asynccontextmanager
+async def place_for_a_batch() -> AsyncIterator[None]:
+    """Around reading and appending a batch. Raises Backpressure when MAX_BATCHES are under way."""
+    room = _room()
+    if room.batches >= MAX_BATCHES:
+        raise Backpressure(
+            f"{room.batches} batches are under way, MAX_BATCHES = {MAX_BATCHES}: retry after a "
+            "second"
+        )
+    room.batches += 1
+    try:
+        yield
+    finally:
+        room.batches -= 1
 
 
 async def append_all(ledger: Ledger, raws: Sequence[bytes]) -> list[Appended]:
@@ -38,7 +65,7 @@ async def append_all(ledger: Ledger, raws: Sequence[bytes]) -> list[Appended]:
     if len(raws) <= MAX_CHECKED_ON_LOOP:
         events = ledger.check(raws)
     else:
-        events = await anyio.to_thread.run_sync(ledger.check, raws, limiter=_checkers())
+        events = await anyio.to_thread.run_sync(ledger.check, raws, limiter=_room().checkers)
     try:
         if ledger.gated(events):
             await run_in_threadpool(ledger.pass_gates, events)

@@ -12,6 +12,7 @@ a test holds it against eth_account's.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from coincurve import PrivateKey, PublicKey
@@ -102,7 +103,7 @@ class ReceiptDomain:
         """keccak256(0x1901 || domain separator || hashStruct(promise)): 32 bytes."""
         struct = keccak(
             _RECEIPT_TYPE
-            + keccak(text=promise.log)
+            + _hash_of_name(promise.log)
             + _word(promise.first_index)
             + _word(len(promise.leaf_hashes))
             + keccak(b"".join(promise.leaf_hashes))
@@ -156,6 +157,12 @@ def verify_evm_signature(
 def address_of(key: PublicKey) -> str:
     """The EVM address of a public key, lower-case."""
     return "0x" + keccak(key.format(compressed=False)[1:])[12:].hex()
+
+
+@lru_cache(maxsize=16)
+def _hash_of_name(log: str) -> bytes:
+    """The same for every receipt of a log."""
+    return bytes(keccak(text=log))
 
 
 def _word(number: int) -> bytes:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from ledger.aggregates.application import Appended
-from ledger.api.appending import append_all
+from ledger.api.appending import append_all, place_for_a_batch
 from ledger.api.auth import Anyone, Box, Caller, address_of, caller_of
 from ledger.api.direct import DirectRoute, query, refuse_nul
 from ledger.api.raw import (
@@ -69,9 +69,10 @@ async def append_batch(request: Request) -> Response:
     box = await services(request)
     refuse_nul(request)
     who = await caller_of(request, box)
-    lines = [line for line in (await batch_bytes(request)).split(b"\n") if line]
-    box.rate_limit.hit(who or address_of(request), cost=max(1, len(lines)))
-    appended = await append_all(box.ledger, lines)
+    async with place_for_a_batch():
+        lines = [line for line in (await batch_bytes(request)).split(b"\n") if line]
+        box.rate_limit.hit(who or address_of(request), cost=max(1, len(lines)))
+        appended = await append_all(box.ledger, lines)
     answer = {
         "indexes": [one.index for one in appended],
         "receipt": _receipt(box, appended),
