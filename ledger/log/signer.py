@@ -93,6 +93,11 @@ class LogSigner:
                 return SignedTree(size=int(state["size"]), root=bytes.fromhex(state["root"]))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StorageError(
+                f"cannot read {self._state_path}: {error.strerror or error}; nothing was signed. "
+                "The sequencer tries again by itself"
+            ) from error
         except (ValueError, KeyError, TypeError):
             pass
         raise ConfigError(

@@ -99,6 +99,10 @@ def _sequence(sequencer: "object", stop: threading.Event) -> None:
         # The signer refuses to sign: appends without checkpoints would be promises we cannot keep.
         logging.getLogger(__name__).critical("the log cannot be signed; stopping the service")
         stop.set()
+    except Exception:
+        # Whatever it is, nobody signs any more. The supervisor starts the process again.
+        logging.getLogger(__name__).exception("the sequencer ended; stopping the service")
+        stop.set()
 
 
 def _stop_server(server: "object", stop: threading.Event) -> None:

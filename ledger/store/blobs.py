@@ -95,6 +95,7 @@ def _write_local(path: Path, data: bytes) -> None:
         fan_out.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for folder in (fan_out.parent, fan_out):
             folder.mkdir(exist_ok=True, mode=0o700)
+            _sync_folder(folder.parent)
     fd, temporary = tempfile.mkstemp(dir=fan_out, prefix=".put-")  # mode 0600
     try:
         with os.fdopen(fd, "wb") as file:

@@ -5,8 +5,14 @@ so that one process sequences at a time; while it is held, `publish` writes over
 connection, so a sequencer whose lock was lost cannot publish. And `publish` itself compares the
 newest stored checkpoint with the one the caller built on, under a table lock: even a process
 that never asked for the lock cannot fork what is stored.
+
+A sequencer that dies gives its lock back at once: the kernel closes the connection. One that hangs,
+is stopped, or whose network is cut does not; so its session gives a sign of life every HEARTBEAT_S,
+and PostgreSQL ends it after SILENCE_S without one. Locks, and a transaction that it had open, go
+with the session.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -23,6 +29,9 @@ SEQUENCER_LOCK = 0x74726962_00000002
 HASH_BYTES = 32
 MAX_TILE_BYTES = 256 * HASH_BYTES
 MAX_TILE_LEVEL = 63
+HEARTBEAT_S = 1.0
+SILENCE_S = 5.0
+"""The most that a sequencer which hangs can hold up the others."""
 
 _COLUMNS = "size, root, note, signed_at"
 
@@ -119,13 +128,14 @@ class PostgresTileStore:
                 ).fetchone()
             except psycopg.Error as error:
                 raise storage_error(error) from error
-            obtained = row is not None and bool(row[0])
-            if obtained:
+            if row is None or not row[0]:
+                yield False
+                return
+            with _signs_of_life(connection):
                 self._sequencer = connection
-            try:
-                yield obtained
-            finally:
-                if obtained:
+                try:
+                    yield True
+                finally:
                     self._sequencer = None
         finally:
             with suppress(psycopg.Error):
@@ -147,6 +157,33 @@ class PostgresTileStore:
             ) from error
         except psycopg.Error as error:
             raise storage_error(error) from error
+
+
+@contextmanager
+def _signs_of_life(connection: Connection[Any]) -> Iterator[None]:
+    """Meanwhile the server ends this session when it falls silent. Beats of a thread of its own,
+    since growing a tree or waiting for witnesses may take long."""
+    over = threading.Event()
+
+    def beat() -> None:
+        # A lost session is for `publish` to report.
+        with suppress(psycopg.OperationalError, psycopg.InterfaceError):
+            while not over.wait(HEARTBEAT_S):
+                with suppress(psycopg.errors.InFailedSqlTransaction):
+                    connection.execute("SELECT 1")
+
+    try:
+        for setting in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
+            connection.execute(f"SET {setting} = {int(SILENCE_S * 1_000)}")
+    except psycopg.Error as error:
+        raise storage_error(error) from error
+    beats = threading.Thread(target=beat, name="sequencer-heartbeat", daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join(SILENCE_S)
 
 
 def _latest(connection: Connection[Any]) -> StoredCheckpoint | None:

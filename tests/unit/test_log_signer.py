@@ -146,6 +146,23 @@ def test_a_lying_store_row_is_not_believed(tmp_path: Path) -> None:
         fork.signed_by(signer, lying)
 
 
+def test_a_memory_that_cannot_be_read_now_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, a failing disk: to be tried again, where a damaged one is not."""
+    signer = opened(tmp_path)
+    History(5).signed_by(signer)
+
+    def fails(*_: object) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", fails)
+        with pytest.raises(StorageError, match="nothing was signed"):
+            History(6).signed_by(signer)
+    History(6).signed_by(signer)
+
+
 @pytest.mark.parametrize("spoilt", ["", "{}", "[]", '{"format":"tributary/signer-state/v1"}', "x"])
 def test_a_damaged_memory_is_not_forgotten(tmp_path: Path, spoilt: str) -> None:
     signer = opened(tmp_path)
