@@ -111,8 +111,8 @@ def test_a_key_that_is_not_trusted() -> None:
 
 
 def _unbound(data: bytes) -> list[range]:
-    """Where a change of a byte may go unseen, as docs/FORMATS.md says: the chain id (no header names
-    its chain), and cosignature lines, which a change makes those of an unknown key."""
+    """Where a change of a byte may go unseen, as docs/FORMATS.md says: the chain id (no header
+    names its chain), and cosignature lines, which a change makes those of an unknown key."""
     patterns = (
         rb'"chain_id":\d+(?=,"contract":"[^"]*","header_rlp")',
         rb"\\n\xe2\x80\x94 witness[^\\]*",
