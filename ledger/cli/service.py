@@ -9,7 +9,7 @@ import typer
 
 from ledger.cli.context import Json, listing, out
 from ledger.config import load_settings
-from ledger.errors import ConfigError
+from ledger.errors import ConfigError, Unavailable
 
 
 def register(root: typer.Typer) -> None:
@@ -36,7 +36,16 @@ def up() -> None:
     out.print(f"[bold]Tributary[/bold] in {settings.root}")
     with running(settings, say) as service:
         url = service.settings.url
-        if service.wait_ready(stop=stop):
+        try:
+            ready = service.wait_ready(stop=stop)
+        except Unavailable as error:
+            if not service.lives():
+                raise
+            # It answers and appends; witnesses that are away, say, may come back by themselves.
+            ready = False
+            out.print("\n[bold yellow]Not ready, and going on:[/bold yellow] ", end="")
+            out.print(f"{error.message}\n{url}/readyz says when it is.\n", markup=False)
+        if ready:
             about = f"(API: {url}/docs, log: {url}/log/)"
             out.print(f"\n[bold green]Ready.[/bold green] {url}  {about}")
             out.print("Training and serving follow when Ray is up. Ctrl-C stops everything.\n")

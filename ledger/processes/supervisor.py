@@ -9,6 +9,7 @@ engines notice and stop; the next start adopts or ends whatever is left.
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -66,6 +67,8 @@ class Process:
     pause_s: float = FIRST_PAUSE_S
     start_at: float = 0.0
     started_at: float = 0.0
+    ended_with: int | None = None
+    """Exit code of the run before this one; None before the first end."""
 
     def start(self) -> None:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +91,7 @@ class Process:
                 self.pause_s = FIRST_PAUSE_S
             return False
         if self.child is not None and self.child.stdin:
+            self.ended_with = self.child.returncode
             self.child.stdin.close()
             self.child = None
             self.start_at = time.monotonic() + self.pause_s
@@ -141,15 +145,29 @@ class Service:
         """Until the API answers /readyz with 200, or `stop` is set; whether it is ready."""
         stop = stop or threading.Event()
         deadline = time.monotonic() + timeout_s
+        api = self.processes["api"]
+        why = "it does not answer"
         while not stop.wait(POLL_S):
             self.tend()
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.settings.url}/readyz", timeout=5).status_code == 200:
+            if api.ended_with == ConfigError.exit_code:  # it will end so each time
+                raise ConfigError(f"the API does not start: {_last_reason(api.log_path)}")
+            with contextlib.suppress(httpx.HTTPError, ValueError):
+                answer = httpx.get(f"{self.settings.url}/readyz", timeout=5)
+                if answer.status_code == 200:
                     return True
+                why = str(answer.json().get("detail", why))
             if time.monotonic() > deadline:
-                log = self.processes["api"].log_path
-                raise Unavailable(f"the API is not ready after {timeout_s:.0f} s; see {log}")
+                raise Unavailable(
+                    f"the API is not ready after {timeout_s:.0f} s: {why}; see {api.log_path}"
+                )
         return False
+
+    def lives(self) -> bool:
+        """Whether the API answers at all: then what keeps it from being ready may pass."""
+        try:
+            return httpx.get(f"{self.settings.url}/livez", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
 
 
 @contextmanager
@@ -162,6 +180,8 @@ def running(
         _wait_for_orphans(settings.root)
         _end_old_ray(settings)
         _need_free_port(settings.host, settings.port)
+        with bootstrap.log_cosigners(settings):
+            pass  # a policy that cannot be used is said here, not by a process that never starts
         service = Service(settings=settings)
         _start_postgres(stack, service, say)
         _start_chain(stack, service, say)
@@ -315,6 +335,15 @@ def _need_free_port(host: str, port: int) -> None:
                 f"cannot listen on {host}:{port}: {error.strerror}; end what listens there, or set "
                 "TRIBUTARY_PORT to a free port"
             ) from error
+
+
+def _last_reason(log: Path) -> str:
+    """Why the process stopped, as `roles.main` logged it last."""
+    with contextlib.suppress(OSError):
+        for line in reversed(log.read_text(errors="replace").splitlines()[-20:]):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return str(json.loads(line)["why"])
+    return f"see {log}"
 
 
 def _short(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -63,6 +64,32 @@ def test_a_setting_that_is_none(up: Up) -> None:
     assert done.returncode == 8
     assert "port" in done.stderr
     assert "OPERATIONS" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("policy", "word"),
+    [(None, "TRIBUTARY_WITNESS_POLICY"), ("no-such-file", "no-such-file"), ("junk", "junk")],
+)
+def test_a_witness_policy_that_cannot_be_used(up: Up, policy: str | None, word: str) -> None:
+    (up.home / "junk").write_bytes(bytes(range(200)))
+    settings = {} if policy is None else {"TRIBUTARY_WITNESS_POLICY": str(up.home / policy)}
+    began = time.monotonic()
+    done = up.run("up", TRIBUTARY_WITNESS_REQUIRED="1", **settings)
+    assert done.returncode == 8
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 30
+    assert up.processes() == {}
+
+
+def test_what_only_the_api_refuses_is_said_too(up: Up) -> None:
+    """Its own words, at once, and not those of a wait that ran out."""
+    (up.home / "log").mkdir()
+    (up.home / "log/promises.json").write_text("no promises")
+    done = up.run("up")
+    assert done.returncode == 8
+    assert "promises.json" in done.stderr
+    assert up.processes() == {}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
