@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from ledger.domain.canonical import MAX_SAFE_INTEGER, canonical_json, parse_canonical
+from ledger.domain.canonical import (
+    MAX_DEPTH,
+    MAX_SAFE_INTEGER,
+    canonical_json,
+    parse_canonical,
+)
 from ledger.domain.envelope import decode_entry, encode_entry, parse_envelope, sign_event
 from ledger.domain.ids import derived_id
 from ledger.domain.money import format_open, parse_open, split_exactly
@@ -154,3 +159,27 @@ def test_the_signature_is_cut_out_where_it_stands(
         raw = sign_event(key, type=name, log="a/b", body=told, id=derived_id("x"), at=1)
         event = parse_envelope(raw)
         assert (event.type, event.body) == (name, told)
+
+
+@given(st.data())
+def test_depth_is_counted_outside_of_strings_and_to_the_last_level(data: st.DataObject) -> None:
+    """One branch of a known depth among shallow ones, brackets and quotes in every string."""
+    depth = data.draw(st.integers(1, 40))
+    value: Any = data.draw(st.sampled_from(['[{"', "]}\\", '\\"[', ""]))
+    for level in range(depth):
+        beside = data.draw(st.sampled_from([[], {}, [[], []], '[["', "\\"]))
+        value = {"a": beside, "[": value} if level % 2 else [beside, value, beside]
+    text = json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+    if _depth(value) <= MAX_DEPTH:
+        assert parse_canonical(text) == value
+    else:
+        with pytest.raises(InvalidEvent, match="nested deeper"):
+            parse_canonical(text)
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
