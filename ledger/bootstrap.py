@@ -32,6 +32,7 @@ from ledger.errors import (
     MalformedProof,
     NotFound,
 )
+from ledger.files import sync_folder
 from ledger.log.add_checkpoint import MAX_REQUEST_BYTES
 from ledger.log.appender import GroupCommit
 from ledger.log.bundle import Anchored, Bundler
@@ -87,6 +88,9 @@ def ensure_key(path: Path) -> SigningKey:
             file.write(bytes(key).hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
+        # What it signs outlives a power cut, so must its name.
+        for folder in path.parents[:2]:
+            sync_folder(folder)
     return load_key(path)
 
 

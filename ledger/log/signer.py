@@ -123,8 +123,9 @@ class LogSigner:
             self._check_extends(memory, tree, prove_from, "the signer's memory")
         if published:
             self._check_extends(self._own(published), tree, prove_from, "the published checkpoint")
-        if memory != tree:
-            self._remember(tree)
+        # Also what is remembered already: whoever wrote it may have been killed, or told of a
+        # failure, before it was sure to survive a power cut.
+        self._remember(tree)
         # A crash here leaves the memory ahead of the store; the next run signs this tree or one
         # that extends it.
         text = format_checkpoint(Checkpoint(origin=self.origin, size=tree.size, root=tree.root))

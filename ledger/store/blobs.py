@@ -47,6 +47,11 @@ class FsspecBlobStore:
                     _write_local(Path(path), data)
                 else:
                     self._fs.pipe_file(path, data)  # object stores make a PUT visible at once
+            if self._local:
+                # Or the name may be lost with the power. Also of a blob that is there already:
+                # whoever wrote it may have been killed before this.
+                for folder in Path(path).parents[:3]:
+                    _sync_folder(folder)
         return name
 
     def get(self, sha256: str) -> bytes:
@@ -95,7 +100,6 @@ def _write_local(path: Path, data: bytes) -> None:
         fan_out.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for folder in (fan_out.parent, fan_out):
             folder.mkdir(exist_ok=True, mode=0o700)
-            _sync_folder(folder.parent)
     fd, temporary = tempfile.mkstemp(dir=fan_out, prefix=".put-")  # mode 0600
     try:
         with os.fdopen(fd, "wb") as file:
@@ -107,7 +111,6 @@ def _write_local(path: Path, data: bytes) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(fan_out)  # or the name may be lost with the power
 
 
 def _sync_folder(folder: Path) -> None:

@@ -357,7 +357,7 @@ class _Writer:
             raise AssertionError("the contested version was stored twice")
 
 
-@pytest.mark.parametrize("crash", ["none", "kill", "immediate"])
+@pytest.mark.parametrize("crash", ["none", "kill", "immediate", "restart"])
 @pytest.mark.parametrize("decorate", [lambda r: r, GroupCommit], ids=["plain", "grouped"])
 def test_no_event_is_missed(
     embedded: EmbeddedPostgres, crash: str, decorate: Callable[..., object]
@@ -438,6 +438,7 @@ def _check_that_no_event_is_missed(
 def _crash(server: EmbeddedPostgres, how: str) -> None:
     pid = server.pid
     assert pid is not None
-    os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGQUIT)
+    signals = {"kill": signal.SIGKILL, "immediate": signal.SIGQUIT, "restart": signal.SIGINT}
+    os.kill(pid, signals[how])
     while server.pid == pid:
         time.sleep(0.01)

@@ -196,3 +196,26 @@ def test_nothing_is_signed_when_the_memory_cannot_be_written(
     monkeypatch.undo()
     assert signer.remembered() == History(5).tree
     History(6).signed_by(signer)
+
+
+def test_a_memory_kept_though_reported_failed_is_made_durable_before_signing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was replaced, its folder not synced: a power cut could bring the old one back."""
+    signer = opened(tmp_path)
+    History(5).signed_by(signer)
+    synced: list[Path] = []
+    failing = [True]
+
+    def sync(folder: Path) -> None:
+        if failing:
+            failing.pop()
+            raise OSError(5, "Input/output error")
+        synced.append(folder)
+
+    monkeypatch.setattr("ledger.files.sync_folder", sync)
+    with pytest.raises(StorageError, match="nothing was signed"):
+        History(6).signed_by(signer)
+    assert signer.remembered() == History(6).tree
+    History(6).signed_by(signer)
+    assert synced == [tmp_path / "state"]

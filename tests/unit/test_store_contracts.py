@@ -308,3 +308,27 @@ def test_local_blob_write_that_fails_leaves_nothing(
     monkeypatch.undo()
     assert not store.has(hashlib.sha256(b"precious").hexdigest())
     assert [p for p in (tmp_path / "blobs").rglob("*") if p.is_file()] == []
+
+
+def test_a_local_blob_is_durable_when_put_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of file and folders are synced, too; by the next `put` if the first one failed."""
+    store = FsspecBlobStore(tmp_path / "blobs")
+    synced: list[Path] = []
+    real = blobs._sync_folder
+
+    def sync(folder: Path) -> None:
+        if not synced:
+            synced.append(folder)
+            raise OSError(5, "Input/output error")
+        synced.append(folder)
+        real(folder)
+
+    monkeypatch.setattr(blobs, "_sync_folder", sync)
+    with pytest.raises(StorageError, match="Input/output"):
+        store.put(b"precious")
+    name = store.put(b"precious")
+    assert synced[1:] == [
+        tmp_path / "blobs" / name[:2] / name[2:4], tmp_path / "blobs" / name[:2], tmp_path / "blobs"
+    ]  # fmt: skip
