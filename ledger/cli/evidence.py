@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ledger.cli.context import Json, out, print_json
+from ledger.cli.places import given_key
 from ledger.errors import NotFound
 from ledger.verify.encoding import printable
 from ledger.verify.evidence import MAX_EVIDENCE_BYTES, check_evidence, one_line, parse_evidence
@@ -31,6 +32,8 @@ def check(
             data = opened.read(MAX_EVIDENCE_BYTES + 1)
     except OSError as error:
         raise NotFound(f"cannot read {file}: {error.strerror}") from error
+    if key is not None:
+        given_key(key)  # a slip here is no fault of the file
     evidence = parse_evidence(data)
     verdict = check_evidence(evidence, key)
     if as_json:

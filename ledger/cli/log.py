@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 import typer
 
 from ledger.cli.context import Json, client, listing, out, show
-from ledger.errors import ConfigError, InvalidEvent
+from ledger.errors import ConfigError, InvalidEvent, NotFound
 
 app = typer.Typer(name="log", no_args_is_help=True, help="The append-only log.")
 
@@ -110,6 +110,8 @@ def import_folder(
     from ledger.log.sources import FolderSource
     from ledger.store.migrate import migrate
 
+    if not folder.is_dir():
+        raise NotFound(f"{folder} is no folder: give the one that `tributary log export` wrote")
     settings, source = load_settings(), FolderSource(folder)
     vkey = folder_key(source, key)
     if vkey.name != settings.log_origin:

@@ -39,13 +39,13 @@ def to_audit(place: str | None, key: str | None, settings: Settings) -> Iterator
     """A URL, a folder or a database; None is this home's own database."""
     if place is not None and not is_database(place):
         source, opener = _files(place)
-        found = _given(key) or _own_key(source)
+        found = given_key(key) or _own_key(source)
         yield Audited(open_reader=FilesOpener(open_source=opener), key=found, own_word=key is None)
         return
     from ledger import bootstrap
 
     with _database(place, settings) as url, bootstrap.pictured(url) as opener_of_rows:
-        found = _given(key) or _home_key(settings)
+        found = given_key(key) or _home_key(settings)
         yield Audited(
             open_reader=RowsOpener(open_archive=opener_of_rows), key=found, own_word=False
         )
@@ -58,7 +58,7 @@ def to_copy(
     """The same as C2SP files, for an export."""
     if place is not None and not is_database(place):
         source, _ = _files(place)
-        found = _given(key)
+        found = given_key(key)
         if found is None:
             found = _own_key(source)
             warn_own_word(found)
@@ -67,7 +67,7 @@ def to_copy(
     from ledger import bootstrap
 
     with _database(place, settings) as url:
-        found = _given(key) or _home_key(settings)
+        found = given_key(key) or _home_key(settings)
         with bootstrap.whole_log(settings, url, format_vkey(found)) as whole:
             yield whole, found
 
@@ -84,7 +84,7 @@ def is_database(place: str) -> bool:
 
 def folder_key(source: LogSource, key: str | None) -> VerifierKey:
     """The key given, else the one that the folder names, with a warning."""
-    found = _given(key)
+    found = given_key(key)
     if found is None:
         found = _own_key(source)
         warn_own_word(found)
@@ -126,7 +126,8 @@ def _files(place: str) -> tuple[LogSource, Callable[[], LogSource]]:
     raise NotFound(f"neither {place} nor its /log has a checkpoint: is it a log's address?")
 
 
-def _given(key: str | None) -> VerifierKey | None:
+def given_key(key: str | None) -> VerifierKey | None:
+    """What `--key` says, None without it. Raises ConfigError."""
     try:
         return None if key is None else parse_vkey(key.strip())
     except MalformedProof as error:

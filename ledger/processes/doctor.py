@@ -12,7 +12,8 @@ import httpx
 
 from ledger import bootstrap
 from ledger.config import Settings
-from ledger.errors import LedgerError
+from ledger.errors import LedgerError, Unavailable
+from ledger.remote import HttpSource
 from ledger.store.embedded import EmbeddedPostgres
 from ledger.store.migrate import pending
 
@@ -38,7 +39,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Every finding, in the order in which one would mend them."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _home, _keys, _disk, _database, _chain, _ray, _api,
+        _home, _keys, _disk, _database, _signer, _witnesses, _chain, _ray, _api,
     )  # fmt: skip
     found: list[Finding] = []
     for check in checks:
@@ -145,6 +146,60 @@ def _database(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _signer(settings: Settings) -> Iterator[Finding]:
+    """Whether the log's key could sign what the database holds (`ledger/log/signer.py`)."""
+    if settings.database_url is None and bootstrap.database_stopped(settings):
+        return  # said already
+    if bootstrap.log_key(settings) is None:
+        return
+    memory = bootstrap.log_signer(settings).remembered()
+    with bootstrap.store(settings, pool_size=2, name="doctor") as box:
+        newest, size = box.tiles.latest(), box.entries.size()
+        same = box.tiles.checkpoint(memory.size) if memory else None
+    signed = newest.size if newest else 0
+    if memory is None:
+        yield Finding(
+            check="signer",
+            state="warning" if signed else "ok",
+            detail=f"no memory of what was signed; the database has a checkpoint of {signed}",
+            do="restore log/signed.json if there is a copy" if signed else "",
+        )
+        return
+    older = memory.size > size or (same is not None and same.root != memory.root)
+    yield Finding(
+        check="signer",
+        state="problem" if older else "ok",
+        detail=f"remembers size {memory.size}; the database has {size} events, {signed} signed for",
+        do="the database is older than, or another than, what was signed: bring back the newer one"
+        if older
+        else "",
+    )
+
+
+def _witnesses(settings: Settings) -> Iterator[Finding]:
+    """Whether each witness of the policy answers; what it cosigned is said by /readyz."""
+    with bootstrap.log_cosigners(settings) as cosigners:
+        if cosigners is None:
+            return
+        for witness in cosigners.policy.witnesses:
+            if not witness.url:
+                continue
+            where = f"{witness.name}, {witness.url}"
+            try:
+                with HttpSource(witness.url, timeout_s=settings.witness_timeout_s) as source:
+                    source.send("GET", "")
+            except Unavailable as error:
+                yield Finding(
+                    check="witness",
+                    state="warning",
+                    detail=f"{where}: {error.message}",
+                    do="tell who runs it; with TRIBUTARY_WITNESS_REQUIRED its absence may withhold "
+                    "checkpoints",
+                )
+            else:
+                yield Finding(check="witness", state="ok", detail=where)
+
+
 def _chain(settings: Settings) -> Iterator[Finding]:
     known = bootstrap.deployed(settings)
     if settings.chain_rpc_url is None:
@@ -232,11 +287,13 @@ def _api(settings: Settings) -> Iterator[Finding]:
             do="start it with `tributary up`; see logs/api.log",
         )
         return
-    ready = httpx.get(f"{settings.url}/readyz", timeout=5).status_code == 200
+    answer = httpx.get(f"{settings.url}/readyz", timeout=5)
+    ready = answer.status_code == 200
+    why = "" if ready else f"; {answer.json().get('detail', 'not ready')}"
     yield Finding(
         check="api",
         state="ok" if ready else "problem",
-        detail=f"{settings.url}, log {info['log']}, {info['size']} entries",
+        detail=f"{settings.url}, log {info['log']}, {info['size']} entries{why}",
         do="" if ready else f"see {settings.url}/readyz",
     )
 

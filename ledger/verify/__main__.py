@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ledger.errors import LedgerError, NotFound
+from ledger.errors import LedgerError, MalformedProof, NotFound
 from ledger.verify.bundle import MAX_BUNDLE_BYTES, STEP_NAMES, verify_bundle
 from ledger.verify.encoding import printable
+from ledger.verify.note import parse_vkey
 from ledger.verify.policy import MAX_POLICY_BYTES, Policy, parse_policy
 
 MAX_MESSAGE_CHARS = 2_000
@@ -20,7 +21,9 @@ BUG_EXIT_CODE = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _check_keys(parser, arguments)
     try:
         verdict = verify_bundle(
             _read(arguments.file, MAX_BUNDLE_BYTES),
@@ -60,6 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--require-l1", action="store_true", help="fail unless the L1 part checks")
     parser.add_argument("--json", action="store_true", help="the verdict as JSON")
     return parser
+
+
+def _check_keys(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """A slip in an option is no fault of the file: wrong usage, not a verdict."""
+    keys = [] if arguments.key is None else [("--key", arguments.key)]
+    for option, vkey in [*keys, *(("--witness", w) for w in arguments.witness)]:
+        try:
+            parse_vkey(vkey)
+        except MalformedProof as error:
+            parser.error(f"argument {option}: {printable(error.message, MAX_MESSAGE_CHARS)}")
 
 
 def _policy(name: str | None) -> Policy | None:

@@ -185,7 +185,9 @@ def test_doctor_while_it_runs(up: Up) -> None:
     status, found = findings(up)
     assert status == 0
     found.pop("ray")  # it takes some seconds to start
-    assert found.keys() >= {"database", "clock", "projections", "money", "gas", "contracts", "api"}
+    assert found.keys() >= {
+        "database", "clock", "projections", "money", "signer", "gas", "contracts", "api"
+    }  # fmt: skip
     assert set(found.values()) == {"ok"}
 
 

@@ -18,6 +18,7 @@ from ledger.domain.rows import decode_rows, encode_rows, rows_root
 from ledger.errors import ConfigError, InvalidEvent, Unauthenticated, Unavailable
 
 NOBODY = "http://127.0.0.1:9"
+VECTOR = str(Path(__file__).parents[1] / "vectors/bundles/v1/answer.lineage.json")
 
 
 def tributary(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -38,6 +39,10 @@ def tributary(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
         (["datanet", "--help"], 0, "Gather, license and review data"),
         (["datanets"], 2, "No such command"),
         (["verify", "no-such-file.json"], 4, "no-such-file.json"),
+        (["verify", VECTOR, "--key", "typo"], 2, "argument --key: a verifier key has the form"),
+        (["verify", VECTOR, "--witness", "typo"], 2, "argument --witness:"),
+        (["evidence", "check", VECTOR, "--key", "typo"], 8, "--key: a verifier key has the form"),
+        (["log", "import", "no-such-folder"], 4, "no-such-folder is no folder"),
         (["verify", "--help"], 0, "Verify a lineage bundle offline"),
         (["datanet", "list"], 7, "did not answer"),
         (["identity", "register", "Ann", "--as", "../evil"], 8, "is no key name"),
