@@ -100,8 +100,11 @@ def test_the_other_takes_over(pg_url: str, tmp_path: Path, watcher: Server, how:
             second.end()
 
 
-def test_stopped_within_its_transaction(pg_url: str, tmp_path: Path, watcher: Server) -> None:
+def test_stopped_within_its_transaction(
+    pg_url: str, tmp_path: Path, watcher: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tiles and checkpoint are written, the table is locked, the commit does not come."""
+    monkeypatch.setattr(tiles, "SILENCE_S", 2.0)
 
     def arm() -> None:
         real = psycopg.Transaction.__exit__
@@ -137,11 +140,11 @@ def test_an_idle_sequencer_keeps_its_lock(
 ) -> None:
     """Its heart beats while nothing is written, or while one step takes long."""
     monkeypatch.setattr(tiles, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(tiles, "SILENCE_S", 1.0)
+    monkeypatch.setattr(tiles, "SILENCE_S", 0.6)
     with watcher.tiles.sequencer_lock() as held:
         assert held
         sessions = holders(pg_url)
-        time.sleep(2.0)
+        time.sleep(1.3)
         assert holders(pg_url) == sessions
         while watcher.sequencer.step():
             pass
