@@ -174,6 +174,12 @@ def _log_key(bundle: Bundle, trusted_vkey: str | None, policy: Policy | None) ->
             f"{printable(trusted_vkey, 200)}: another log's bundle, or a forged one",
             field="vkey",
         )
+    if key.name != bundle.log:
+        raise Inconsistent(
+            f"the bundle is of the log {printable(bundle.log)!r}, its key is named "
+            f"{printable(key.name)!r}: a log's key bears the log's origin",
+            field="log",
+        )
     if policy and policy.logs and key not in {log.key for log in policy.logs}:
         raise BadSignature(
             f"the bundle is of the key {printable(bundle.vkey, 200)}, which is none of the "

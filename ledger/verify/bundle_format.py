@@ -25,11 +25,11 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
-from ledger.domain.canonical import canonical_json, parse_canonical
+from ledger.domain.canonical import canonical_json
 from ledger.domain.ids import check_hash, check_uuid
 from ledger.errors import LedgerError, MalformedProof, VerificationError
 from ledger.verify.disclosure import DisclosedRow, read_disclosed, write_disclosed
-from ledger.verify.encoding import decode_base64, encode_base64, printable
+from ledger.verify.encoding import decode_base64, encode_base64, parse_json, printable
 from ledger.verify.fields import count_of, hash_of, list_of, object_of, text_of
 from ledger.verify.merkle import MAX_CONSISTENCY_HASHES, MAX_INCLUSION_HASHES
 from ledger.verify.payouts import PayoutLine, read_payouts, write_payouts
@@ -90,7 +90,7 @@ def parse_bundle(data: bytes) -> Bundle:
     if len(data) > MAX_BUNDLE_BYTES:
         raise MalformedProof(f"a bundle has at most MAX_BUNDLE_BYTES = {MAX_BUNDLE_BYTES} bytes")
     try:
-        bundle = _read(parse_canonical(data))
+        bundle = _read(parse_json(data))
     except VerificationError:
         raise
     except LedgerError as error:

@@ -1,4 +1,4 @@
-"""Base64 and decimals with exactly one spelling, and text that is safe to show. Pure.
+"""JSON, base64 and decimals with exactly one spelling, and text that is safe to show. Pure.
 
 A second spelling of the same value (a stray bit in base64 padding, a leading zero) would let two
 different files claim to be the same proof, so it is refused. RFC 4648 section 4 and 3.5.
@@ -6,10 +6,26 @@ different files claim to be the same proof, so it is refused. RFC 4648 section 4
 
 import re
 from binascii import Error, a2b_base64, b2a_base64
+from typing import Any
 
-from ledger.errors import MalformedProof
+from ledger.domain.canonical import parse_canonical
+from ledger.errors import InvalidEvent, MalformedProof
+
+MAX_COMMAS = 4_000_000
+"""In a bundle, and in a manifest: what JSON costs to read goes by its values, not by its bytes. The
+largest bundle that the other limits allow has about half of it."""
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of canonical JSON (`ledger.domain.canonical`) of at most MAX_COMMAS commas.
+
+    Raises InvalidEvent; each caller says what the data should have been.
+    """
+    if data.count(b",") > MAX_COMMAS:
+        raise InvalidEvent(f"more than MAX_COMMAS = {MAX_COMMAS} commas")
+    return parse_canonical(data)
 
 
 def decode_base64(text: str, what: str) -> bytes:

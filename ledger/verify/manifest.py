@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ledger.domain.canonical import parse_canonical
 from ledger.domain.ids import check_hash, check_uuid
 from ledger.domain.rows import tree_root
 from ledger.errors import InvalidEvent, MalformedProof
+from ledger.verify.encoding import parse_json
 
 VERSION = 1
 MAX_MANIFEST_ROWS = 200_000
@@ -38,7 +38,7 @@ class Manifest:
 def parse_manifest(blob: bytes) -> Manifest:
     """Raises MalformedProof that names what is wrong."""
     try:
-        return _read(parse_canonical(blob))
+        return _read(parse_json(blob))
     except InvalidEvent as error:
         raise MalformedProof(f"no training manifest: {error}") from error
 

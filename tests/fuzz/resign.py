@@ -11,7 +11,7 @@ from uuid import UUID
 
 from nacl.signing import SigningKey
 
-from ledger.domain.canonical import canonical_json
+from ledger.domain.canonical import _check_nesting, canonical_json
 from ledger.domain.envelope import encode_entry, leaf_hash, sign_event
 from ledger.domain.ids import actor_of
 from ledger.errors import LedgerError, VerificationError
@@ -60,13 +60,20 @@ def _key(name: object) -> SigningKey:
     return SigningKey(sha256(str(name).encode("utf-8", "replace")).digest())
 
 
+def read_json(data: bytes) -> Any:
+    """Any JSON that is not nested deeper than ours may be. The library's reader trusts the
+    interpreter's recursion limit, which web3 raises beyond what the C stack holds."""
+    _check_nesting(data)
+    return json.loads(data)
+
+
 def bundle_of(story: bytes) -> bytes:
     """The story as a bundle in which every signature and every proof is right.
 
     Raises LedgerError, KeyError, TypeError, ValueError, AttributeError or AssertionError for what
     cannot be written as a bundle at all; those are this tool's, no parser's.
     """
-    told: dict[str, Any] = _named_by_content(json.loads(story))
+    told: dict[str, Any] = _named_by_content(read_json(story))
     raw: dict[int, bytes] = {}
     for event in told["events"]:
         index = int(event["index"])

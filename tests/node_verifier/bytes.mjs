@@ -72,8 +72,13 @@ export function canonical(value, depth = 0) {
   return `{${members.map((key) => `${canonical(key)}:${canonical(value[key], depth + 1)}`).join()}}`
 }
 
+const MAX_COMMAS = 4_000_000
+
 // The value that canonical bytes say. Two of one key, floats, spaces: all fail the comparison.
 export function parseCanonical(bytes, what) {
+  let commas = 0
+  for (const byte of bytes) if (byte === 0x2c) commas++
+  if (commas > MAX_COMMAS) throw malformed(`${what} has more than ${MAX_COMMAS} commas`)
   const text = utf8(bytes, what)
   let value
   try {

@@ -145,6 +145,7 @@ NOT_A_PARSER = {
     "open_note": "note", "verify_note": "note", "parse_cosignature": "note",
     "decode_hash_line": "tlog-proof", "verify_receipt": "receipt", "parse_bundle": "bundle",
     "decode_envelope": "envelope", "parse_note": "note", "read_entry": "entry-fault",
+    "parse_json": "bundle",
 }  # fmt: skip
 
 

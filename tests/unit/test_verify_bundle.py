@@ -33,6 +33,8 @@ from ledger.verify.__main__ import main
 from ledger.verify.bundle import STEP_NAMES, V1_STEPS, verify_bundle
 from ledger.verify.bundle_format import Bundle, BundledEntry, format_bundle, parse_bundle
 from ledger.verify.checkpoint import Checkpoint, format_checkpoint
+from ledger.verify.encoding import MAX_COMMAS
+from ledger.verify.manifest import parse_manifest
 from ledger.verify.merkle import leaf_hash, node_hash
 from ledger.verify.note import (
     COSIGNATURE,
@@ -193,6 +195,30 @@ def test_another_key_than_the_trusted_one(good: bytes) -> None:
     other = format_vkey(vkey_of(ORIGIN, key("someone else")))
     with pytest.raises(BadSignature, match="you trust"):
         verify_bundle(good, trusted_vkey=other)
+
+
+def test_the_log_key_bears_the_name_of_the_log(good: bytes) -> None:
+    stranger = format_vkey(vkey_of("elsewhere.example/log", key("the log")))
+    with pytest.raises(Inconsistent, match="bears the log's origin"):
+        verify_bundle(changed(good, vkey=stranger))
+
+
+def test_a_witness_key_is_no_log_key(good: bytes) -> None:
+    witness = format_vkey(vkey_of(ORIGIN, key("the log"), COSIGNATURE))
+    with pytest.raises(MalformedProof, match="witness"):
+        verify_bundle(changed(good, vkey=witness))
+
+
+@pytest.mark.parametrize("many", [b"[0" + b",0" * MAX_COMMAS + b",0]", b"," * (MAX_COMMAS + 1)])
+def test_a_file_of_nothing_but_values_is_refused_before_it_is_read(many: bytes) -> None:
+    with pytest.raises(MalformedProof, match="MAX_COMMAS"):
+        verify_bundle(many)
+    with pytest.raises(MalformedProof, match="MAX_COMMAS"):
+        parse_manifest(many)
+
+
+def changed(bundle: bytes, **fields: Any) -> bytes:
+    return canonical_json({**json.loads(bundle), **fields})
 
 
 def signed(type: str = "identity.registered", *, log: str = ORIGIN, **body: Any) -> bytes:
@@ -487,7 +513,8 @@ def test_command_fails_in_words(
     assert main([str(tmp_path / "none")]) == 4
     file.write_bytes(good)
     assert main([str(file), "--require-l1"]) == 1
-    assert main([str(file), "--key", "\udcff+x+y"]) == 1
+    with pytest.raises(SystemExit, match="2"):  # wrong usage accuses no file
+        main([str(file), "--key", "\udcff+x+y"])
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -1,7 +1,7 @@
 // The training manifest: exactly which rows made an adapter (docs/FORMATS.md, "Training manifest").
 
 import { fromHex, toHex } from "./bytes.js";
-import { parseCanonical } from "./canonical.js";
+import { parseJson } from "./canonical.js";
 import { InvalidEvent, malformed } from "./errors.js";
 import { hash, uuid } from "./events.js";
 import { treeRoot } from "./hash.js";
@@ -13,7 +13,7 @@ const SUMMARY = ["base_sha256", "adapter_sha256", "config_sha256", "steps"];
 /** `{rows: contribution -> row number -> hash, rowsCount, summary}`; throws malformed-proof. */
 export async function parseManifest(blob, pace) {
   try {
-    return await read(parseCanonical(blob), pace);
+    return await read(parseJson(blob), pace);
   } catch (error) {
     if (!(error instanceof InvalidEvent)) throw error;
     throw malformed(`no training manifest: ${error.message}`);

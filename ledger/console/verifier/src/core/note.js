@@ -143,6 +143,11 @@ export function parseCheckpoint(text) {
 
 /** The tree head of a note that `key` signed, and the known witnesses that cosigned it. */
 export async function openCheckpoint(note, key, origin, witnesses = []) {
+  if (key.type !== ED25519) {
+    throw malformed(`the key ${printable(key.name)} is a witness's (type 0x04); a log signs by type 0x01`, {
+      field: "vkey",
+    });
+  }
   const parsed = parseNote(note);
   const verified = await verifyNote(parsed, [key, ...witnesses]);
   if (!verified.some((found) => sameKey(found.key, key))) {

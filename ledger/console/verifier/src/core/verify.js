@@ -191,6 +191,13 @@ function logKey(bundle, { vkey, policy }) {
       { field: "vkey" },
     );
   }
+  if (key.name !== bundle.log) {
+    throw inconsistent(
+      `the bundle is of the log '${printable(bundle.log)}', its key is named ` +
+        `'${printable(key.name)}': a log's key bears the log's origin`,
+      { field: "log" },
+    );
+  }
   if (logs.length && !logs.some((log) => sameKey(log.key, key))) {
     throw badSignature(
       `the bundle is of the key ${mine}, which is none of the ${logs.length} logs of your policy: ` +
