@@ -146,7 +146,9 @@ def disclose_rows(
         raise InvalidEvent(f"{to} is the bundle itself: write the one with your rows elsewhere")
     _write(to, made, mode=PUBLIC)
     shown = ", ".join(map(str, sorted(set(row))))
-    out.print(f"{to}  shows row {shown} and no other; now: tributary verify {to}")
+    out.print(
+        f"{to}  shows {'row' if len(set(row)) == 1 else 'rows'} {shown} and no other; now: tributary verify {to}"
+    )
 
 
 def rows_path(contribution: str) -> Path:

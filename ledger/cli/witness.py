@@ -11,7 +11,7 @@ import typer
 from ledger.cli.context import err, out
 from ledger.errors import ConfigError
 from ledger.log.keyfile import ensure_signer_key
-from ledger.log.witness import DEFAULT_NAME, KEY_FILE, Witness, witness_key
+from ledger.log.witness import KEY_FILE, Witness, witness_key
 from ledger.verify.note import COSIGNATURE, format_vkey, vkey_of
 
 DEFAULT_PORT = 8430
@@ -23,7 +23,7 @@ Folder = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Option("--name", help="Name of the key, such as witness.example/1; fixed on first use."),
+    typer.Option("--name", help="Name of its key, such as witness.example/1: given once."),
 ]
 
 
@@ -81,9 +81,9 @@ def vkey(folder: Folder, name: Name = None) -> None:
     """Print the witness's public key, for policies of others; makes it on first use."""
     folder = folder.expanduser().absolute()
     if (folder / KEY_FILE).exists():  # read without the lock: the witness may be running
-        found, key = ensure_signer_key(folder / KEY_FILE, name=name, default=DEFAULT_NAME)
+        found, key = ensure_signer_key(folder / KEY_FILE, name=name)
     elif name is None:
-        raise ConfigError(f"{folder} is no witness yet; give --name to make one")
+        raise ConfigError(f"{folder} has no key yet; give --name to make one")
     else:
         with witness_key(folder, name=name) as (found, key):
             pass

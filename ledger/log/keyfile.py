@@ -13,14 +13,18 @@ from ledger.files import write_durably
 from ledger.verify.note import format_skey, parse_skey
 
 
-def ensure_signer_key(path: Path, *, name: str | None, default: str) -> tuple[str, SigningKey]:
-    """Name and key of the file; made under `name`, else `default`, when it is not there.
+def ensure_signer_key(path: Path, *, name: str | None) -> tuple[str, SigningKey]:
+    """Name and key of the file; made under `name` when it is not there.
 
     One starter at a time: callers hold a lock on the folder. Raises ConfigError when the file is
-    readable by others, is no key, or is another name's; StorageError when it cannot be written.
+    readable by others, is no key, is another name's, or is to be made without one: a name is for
+    ever, and two keys of one name would be taken for each other. StorageError when it cannot be
+    written.
     """
     if not path.exists():
-        _create(path, name or default)
+        if name is None:
+            raise ConfigError(f"{path.parent} has no key yet; give --name to make one")
+        _create(path, name)
     found, key = read_signer_key(path)
     if name is not None and found != name:
         raise ConfigError(f"{path} holds the key of {found}, not of {name}")

@@ -77,7 +77,7 @@ class LogSigner:
             raise ConfigError(f"the origin {origin!r} must have no spaces and no plus sign")
         if origin == RECEIPT_FORMAT:
             raise ConfigError(f"the origin must not be {RECEIPT_FORMAT}: receipts start with it")
-        _, key = ensure_signer_key(key_path, name=origin, default=origin)
+        _, key = ensure_signer_key(key_path, name=origin)
         return cls(origin=origin, key=key, state_path=state_path)
 
     @property

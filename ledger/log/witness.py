@@ -70,7 +70,6 @@ from ledger.verify.note import (
     vkey_of,
 )
 
-DEFAULT_NAME = "localhost/witness"
 KEY_FILE, LOCK_FILE, LOGS_FOLDER, EVIDENCE_FOLDER = "witness.key", "lock", "logs", "evidence"
 MAX_LOGS = 1_000
 
@@ -328,7 +327,7 @@ def witness_key(folder: Path, *, name: str | None = None) -> Iterator[tuple[str,
             raise ConfigError(
                 f"another process runs the witness of {folder}: two would cosign two histories"
             ) from error
-        yield ensure_signer_key(folder / KEY_FILE, name=name, default=DEFAULT_NAME)
+        yield ensure_signer_key(folder / KEY_FILE, name=name)
 
 
 def _by_origin(logs: Iterable[KnownLog], own: VerifierKey) -> dict[str, tuple[VerifierKey, ...]]:
