@@ -145,10 +145,9 @@ def disclose_rows(
     if to.exists() and to.samefile(bundle):
         raise InvalidEvent(f"{to} is the bundle itself: write the one with your rows elsewhere")
     _write(to, made, mode=PUBLIC)
-    shown = ", ".join(map(str, sorted(set(row))))
-    out.print(
-        f"{to}  shows {'row' if len(set(row)) == 1 else 'rows'} {shown} and no other; now: tributary verify {to}"
-    )
+    shown = sorted(set(row))
+    what = f"{'row' if len(shown) == 1 else 'rows'} {', '.join(map(str, shown))}"
+    out.print(f"{to}  shows {what} and no other; now: tributary verify {to}")
 
 
 def rows_path(contribution: str) -> Path:

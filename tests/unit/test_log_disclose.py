@@ -149,7 +149,7 @@ def test_the_command_needs_no_network(world: World, tmp_path: Path) -> None:
     kept = keep(tmp_path, "ann", rows("ann"))
     done = tributary(tmp_path, "disclose", bundle, "--row", 2, "--row", 0, "--to", to)
     assert done.returncode == 0, done.stderr
-    assert "shows row 0, 2 and no other" in done.stdout
+    assert "shows rows 0, 2 and no other" in done.stdout
     assert shown(to.read_bytes()) == [(name("ann"), 0), (name("ann"), 2)]
     assert stat.S_IMODE(to.stat().st_mode) == 0o644
     verify_bundle(to.read_bytes())
