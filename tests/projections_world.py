@@ -7,7 +7,7 @@ test cannot feed a fold what the log would refuse.
 import base64
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -237,6 +237,9 @@ class ListLog:
         raise NotImplementedError
 
     def index_of(self, event_id: str) -> int | None:
+        raise NotImplementedError
+
+    def entries_of(self, event_ids: Sequence[UUID]) -> Mapping[UUID, bytes]:
         raise NotImplementedError
 
     def wait(self, size: int, timeout_s: float) -> int:
