@@ -1,7 +1,8 @@
 """The HTTP service: routes, limits, problem details, metrics. Wiring is in `ledger.bootstrap`.
 
 Routes are plain functions and run on a pool of THREADS threads, where they may wait for PostgreSQL
-or a file; a route or dependency that is `async` never waits for either on the event loop.
+or a file; a route or dependency that is `async` never waits for either on the event loop. Appends
+are `async` and go past all of this (`ledger.api.direct`, `ledger.api.appending`).
 """
 
 from collections.abc import AsyncIterator
@@ -27,8 +28,7 @@ from ledger.api.routes import (
 )
 from ledger.api.services import Services
 
-# More than the database has connections for: appends that wait for one group commit hold a thread
-# each and no connection, and the commit is the larger the more of them wait.
+# More than the database has connections for: fees and gates wait for commits and files, too.
 THREADS = 96
 
 DESCRIPTION = """Every dataset contribution, training run and answer is a signed event in one

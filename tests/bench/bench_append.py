@@ -252,6 +252,7 @@ def figures(found: Mapping[str, Any], *, api_s: float, postgres_s: float) -> dic
         "api_us": 1e6 * api_s / events,
         "postgres_us": 1e6 * postgres_s / events,
         "load_us": 1e6 * found["cpu_s"] / events,
+        "cores": (api_s + postgres_s + found["cpu_s"]) / (covered - began),
     }
 
 
@@ -328,13 +329,13 @@ def bounds(folder: Path) -> dict[str, float]:
 
 LINE = (
     "{name:>22} {per_s:>8,.0f} {answer_p50_ms:>8.0f} {answer_p99_ms:>8.0f} {included_p50_ms:>9.0f}"
-    " {included_p99_ms:>9.0f} {api_us:>8.0f} {postgres_us:>9.0f} {load_us:>7.0f}"
+    " {included_p99_ms:>9.0f} {api_us:>8.0f} {postgres_us:>9.0f} {load_us:>7.0f} {cores:>6.2f}"
 )
 HEAD = (
     f"{'':>22} {'events/s':>8} {'answer':>8} {'':>8} {'included':>9} {'':>9}"
     f" {'CPU us an event':>26}\n"
     f"{'':>22} {'':>8} {'p50 ms':>8} {'p99 ms':>8} {'p50 ms':>9} {'p99 ms':>9}"
-    f" {'API':>8} {'postgres':>9} {'load':>7}"
+    f" {'API':>8} {'postgres':>9} {'load':>7} {'cores':>6}"
 )
 
 
@@ -393,6 +394,7 @@ def main() -> None:
         print(f"{name:>22} {rate:>8,.0f}   storing alone: no HTTP, no signature, no log")
     print(f"{'Tessera, published':>22} {TESSERA_PER_S:>8,}   included max {TESSERA_INCLUDED_S} s")
     print(
+        "cores: how many the three kept busy together; at all there are, the CPU is the bound.\n"
         f"bounds, one core: {limits['fsync_per_s']:,.0f} fdatasync/s, "
         f"{limits['ed25519_per_s']:,.0f} Ed25519 verifications/s; load after "
         f"{os.getloadavg()[0]:.1f}"
