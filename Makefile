@@ -17,6 +17,8 @@ help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 VERIFIER := ledger/console/verifier
+QUICK := tests/unit tests/property tests/vectors
+TYPECHECK := $(BIN)/mypy ledger projections workers tests
 
 setup: $(VENV)/.ready contracts/node_modules/.ready ## Install everything into .venv and contracts/node_modules
 
@@ -54,18 +56,22 @@ $(VERIFIER)/node_modules/.ready: $(VERIFIER)/package.json $(VERIFIER)/package-lo
 verifier: $(VERIFIER)/node_modules/.ready ## Build the browser verifier again from its sources
 	cd $(VERIFIER) && npm run --silent build
 
-test: setup browser $(VERIFIER)/node_modules/.ready lint typecheck ## Lint, type check and every test but the slow suites
-	$(PY) -m pytest -q
+# Two at a time, since the integration tests mostly wait for the engines that they start and kill.
+test: setup browser $(VERIFIER)/node_modules/.ready lint ## Lint, type check and every test but the slow suites
+	@echo "integration tests run beside the others; they report at the end"
+	@$(PY) -m pytest -q tests/integration >$(VENV)/integration.log 2>&1 & slow=$$!; \
+	quick=0; { $(TYPECHECK) && $(PY) -m pytest -q $(QUICK) tests/browser; } || quick=$$?; \
+	wait $$slow; slow=$$?; cat $(VENV)/integration.log; exit $$((quick | slow))
 
 unit: setup ## The quick tests alone
-	$(PY) -m pytest -q tests/unit tests/property tests/vectors
+	$(PY) -m pytest -q $(QUICK)
 
 lint: setup ## Ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 typecheck: setup ## mypy, strict
-	$(BIN)/mypy ledger projections workers tests
+	$(TYPECHECK)
 
 $(VENV)/.soak: $(VENV)/.ready
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[soak]'
