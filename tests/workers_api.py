@@ -82,6 +82,8 @@ class WorkersApi:
     def append(self, raw: bytes) -> int:
         with self._lock:
             appended = self.world.append(raw)
+            if appended.replayed:
+                return appended.index
             event = decode_envelope(raw)
             entry = Entry(index=appended.index, recorded_at=now_us(), envelope=event)
             self.entries.append(entry)

@@ -271,7 +271,7 @@ def log(up: Up, acks: Acks) -> Log:
             signed = client.get_bytes("/log/checkpoint").split(b"\n")[1]
             return bool(info["size"] == info["projected"] == int(signed))
 
-        until("the anchor of the last event", anchored, 30)
+        until("the anchor of the last event", anchored, 90)
         until("quiet", quiet, 10)
     return download(up.url)
 
