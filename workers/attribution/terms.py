@@ -66,7 +66,7 @@ def _items(value: Mapping[str, Any], field: str) -> Sequence[object]:
 
 
 def _uuid(value: object) -> str:
-    return check_uuid(value, "terms.withdrawn")
+    return str(check_uuid(value, "terms.withdrawn"))
 
 
 def _split(value: object) -> tuple[str, int]:
@@ -77,4 +77,4 @@ def _split(value: object) -> tuple[str, int]:
         or not 0 <= value[1] <= MAX_INTEGER
     ):
         raise InvalidEvent("terms.splits must hold [contribution, row] pairs")
-    return check_uuid(value[0], "terms.splits"), value[1]
+    return str(check_uuid(value[0], "terms.splits")), value[1]
