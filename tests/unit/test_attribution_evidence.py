@@ -1,4 +1,4 @@
-"""The evidence document: read back as written, and nothing but designed errors for anything else."""
+"""The evidence document: read back as written; for all else nothing but designed errors."""
 
 import base64
 from dataclasses import replace
@@ -94,7 +94,7 @@ def changed(**fields: Any) -> bytes:
     return canonical_json({**parse_canonical(EVIDENCE.to_bytes()), **fields})
 
 
-BAD_FORM = {
+BAD_FORM: dict[str, dict[str, Any]] = {
     "other version": {"v": 3},
     "version is a truth": {"v": True},
     "one field more": {"note": ""},
@@ -137,7 +137,7 @@ def test_another_form_is_refused(name: str) -> None:
 
 
 ROW, WORSE = ({"row": f"{ONE}/{n}", "contributor": ANN, "score": str(-n)} for n in (1, 2))
-CONTRADICTIONS = {
+CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "other sketch": {"sketch": base64.b64encode(b"b sketch").decode()},
     "top rows rise": {"top_rows": [WORSE, ROW]},
     "a row twice": {"top_rows": [ROW, ROW]},
