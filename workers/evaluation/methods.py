@@ -1,0 +1,88 @@
+"""The registry: a name, and how that method scores every row for every answer.
+
+Our own engine comes as it is served (`index`: int8, projected) and as it would be without any
+compression (`full-rank`), and beside both what a gradient is worth without curvature. The peers
+are in `peers.py`, each behind its own import: one that is not installed raises NotInstalled with
+the command that installs it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.attribution.build import build_index
+from workers.attribution.index import Index, IndexConfig
+from workers.attribution.query import scores_from_sketch, sketch_answer
+from workers.evaluation import peers
+from workers.evaluation.scene import Scene, gradients, traces_of
+from workers.training.data import Example
+
+Floats = NDArray[np.float64]
+Method = Callable[[Scene], Floats]
+
+
+def index_of(scene: Scene) -> Index:
+    """The scene's attribution index, built once."""
+    if "index" not in scene.memo:
+        scene.memo["index"] = build_index(
+            scene.model,
+            scene.tokenizer,
+            scene.rows,
+            scene.folder / "index",
+            adapter_sha256=scene.adapter_sha256,
+            base_digest=scene.base_digest,
+            config=IndexConfig(max_len=scene.max_len, seed=scene.seed),
+        )
+    index: Index = scene.memo["index"]
+    return index
+
+
+def ours(scene: Scene) -> Floats:
+    """The integer scores that pay, as they are. Their unit differs by query, which ranks ignore."""
+    index = index_of(scene)
+    rows = []
+    for q in scene.queries:
+        sketch = sketch_answer(scene.model, scene.tokenizer, index, q.prompt, q.answer)
+        rows.append(scores_from_sketch(index, sketch).astype(np.float64))
+    return np.stack(rows)
+
+
+def full_rank(scene: Scene) -> Floats:
+    """Our engine without fold, projection and quantisation: what compression may cost."""
+    whitener = index_of(scene).whitener
+
+    def whitened(examples: list[Example]) -> Tensor:
+        parts, order = [], []
+        for chosen, traces in traces_of(scene, examples):
+            parts.append(whitener(traces))
+            order += chosen
+        return torch.cat(parts)[torch.tensor(order).argsort()]
+
+    rows = torch.nn.functional.normalize(whitened(scene.row_examples()), dim=1)
+    return (whitened(scene.query_examples()) @ rows.T).double().numpy()
+
+
+def grad_dot(scene: Scene) -> Floats:
+    """Plain gradient dot product: influence with the identity for curvature (TracIn, one step)."""
+    queries, rows = gradients(scene)
+    return (queries @ rows.T).double().numpy()
+
+
+def grad_cos(scene: Scene) -> Floats:
+    """The same over the row's norm."""
+    queries, rows = gradients(scene)
+    return (queries @ torch.nn.functional.normalize(rows, dim=1).T).double().numpy()
+
+
+METHODS: dict[str, Method] = {
+    "index": ours,
+    "full-rank": full_rank,
+    "grad-dot": grad_dot,
+    "grad-cos": grad_cos,
+    "kronfluence": peers.kronfluence,
+    "datainf": peers.datainf,
+    "bm25": peers.bm25,
+}
