@@ -11,7 +11,7 @@ DATA ?=
 FRESH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test unit lint typecheck bench soak up verifier base-model contracts clean
+.PHONY: help setup browser demo test unit lint typecheck bench peers soak up verifier base-model contracts clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -77,7 +77,17 @@ $(VENV)/.soak: $(VENV)/.ready
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[soak]'
 	@touch $@
 
-bench: setup ## Benchmarks beside their peers; writes docs/BENCHMARKS.md and its JSON
+# What attribution is measured against. Both want torchvision or more in their metadata, import none
+# of it, and a torchvision built for another torch breaks transformers: so without dependencies.
+$(VENV)/.peers: $(VENV)/.ready
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fidelity]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		kronfluence dattri
+	@touch $@
+
+peers: setup $(VENV)/.peers ## kronfluence and dattri, for `tributary attribution evaluate`
+
+bench: setup $(VENV)/.peers ## Benchmarks beside their peers; writes docs/BENCHMARKS.md and its JSON
 	$(PY) -m tests.bench
 
 soak: setup $(VENV)/.soak ## The slow suites: fuzzing, growth to 10^7 leaves
