@@ -16,8 +16,9 @@ from ledger.aggregates.base import (
     need_status,
     refuse_existing,
 )
-from ledger.aggregates.datanets import Datanet
+from ledger.aggregates.datanets import Contribution, Datanet
 from ledger.aggregates.governance import Identity
+from ledger.domain.datanets import RETIRE
 from ledger.domain.envelope import Envelope
 from ledger.errors import Conflict, Forbidden
 
@@ -32,6 +33,7 @@ class Run(Aggregate):
 
     requester: str
     base_model: str
+    datanets: tuple[str, ...]
     status: str = "requested"
     attempt: int = 0
     adapter_sha256: str | None = None
@@ -63,7 +65,12 @@ class Run(Aggregate):
     def evolve(cls, state: Self | None, event: Envelope, id: UUID) -> Self:
         body = event.body
         if state is None:
-            return cls(id=id, requester=event.actor, base_model=body["base_model"])
+            return cls(
+                id=id,
+                requester=event.actor,
+                base_model=body["base_model"],
+                datanets=tuple(body["datanets"]),
+            )
         status = event.type.removeprefix("run.")
         if status == "started":
             return replace(state, status=status, attempt=body["attempt"])
@@ -77,7 +84,8 @@ class Run(Aggregate):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Aggregate):
-    """published by the run's requester, retired by them or by governance."""
+    """published by the run's requester; retired by them or by governance, or recalled because a
+    contribution it was trained on was withdrawn, where that one's datanet says so."""
 
     kind: ClassVar[str] = "adapter"
 
@@ -104,9 +112,33 @@ class Adapter(Aggregate):
                     raise Conflict(f"the run has {field} {expected}", field=field)
             return
         state = need_state(state, f"adapter {body['adapter']}")
-        if event.actor != state.owner and not world.has_role(event.actor, GOVERNANCE):
+        if event.type == "adapter.recalled":
+            cls._decide_recall(state, event, world)
+        elif event.actor != state.owner and not world.has_role(event.actor, GOVERNANCE):
             raise Forbidden("only its owner or governance retires an adapter")
         need_status(state.status, ("published",), "the adapter")
+
+    @classmethod
+    def _decide_recall(cls, state: Self, event: Envelope, world: World) -> None:
+        """Whether the run trained on the contribution is outside the rules: a gate looks into its
+        manifest."""
+        body = event.body
+        contribution = need(world, Contribution, body["contribution"])
+        datanet = need(world, Datanet, body["datanet"])
+        if event.actor != datanet.owner and not world.has_role(event.actor, WORKER):
+            raise Forbidden("only a worker or the datanet's owner recalls an adapter")
+        if contribution.datanet != body["datanet"]:
+            raise Conflict(
+                f"the contribution belongs to datanet {contribution.datanet}", field="datanet"
+            )
+        if body["datanet"] not in need(world, Run, state.run).datanets:
+            raise Conflict("the adapter's run did not ask for this datanet", field="datanet")
+        need_status(contribution.status, ("withdrawn",), "the contribution")
+        if datanet.policy.on_withdrawal != RETIRE:
+            raise Conflict(
+                f"this datanet's policy lets adapters stay (on_withdrawal is "
+                f"{datanet.policy.on_withdrawal!r}, not {RETIRE!r})"
+            )
 
     @classmethod
     def evolve(cls, state: Self | None, event: Envelope, id: UUID) -> Self:

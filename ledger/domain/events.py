@@ -32,6 +32,8 @@ MAX_SIGNATURE_CHARS = 200
 MAX_INTEGER = 2**53 - 1
 
 ROLES = ("worker", "operator", "governance")
+HOLD_REASONS = ("junk", "stuffing", "duplicate", "dispute", "other")
+ON_WITHDRAWAL = ("keep", "retire")
 
 # SPDX identifiers that a datanet may carry: licences that allow training and redistribution of
 # derived weights. https://spdx.org/licenses/
@@ -157,6 +159,7 @@ _tx = {"tx_hash": hex32, "block_number": integer(0)}
 _on_chain = {"chain_id": integer(1), "contract": _address, **_tx}
 _contribution = {"contribution": _uuid, "datanet": _uuid}
 _contribution_refs = {"contribution": "contribution", "datanet": "datanet"}
+_row = {**_contribution, "row": integer(0, MAX_ROWS_PER_CONTRIBUTION - 1)}
 
 
 def _type(
@@ -202,6 +205,19 @@ _TYPES = (
     ),
     _type("datanet.closed", "datanet", "datanet", {"datanet": _uuid, "reason": _prose}),
     _type(
+        "datanet.policy_set",
+        "datanet",
+        "datanet",
+        {
+            "datanet": _uuid,
+            "max_rows_per_contribution": integer(1, MAX_ROWS_PER_CONTRIBUTION),
+            "max_contributions_per_day": integer(1),
+            "max_rows_per_day": integer(1),
+            "on_withdrawal": one_of(ON_WITHDRAWAL, "what becomes of adapters"),
+        },
+        datanet="datanet",
+    ),
+    _type(
         "contribution.recorded",
         "contribution",
         "contribution",
@@ -234,6 +250,46 @@ _TYPES = (
         "contribution",
         "contribution",
         {**_contribution, "reason": _prose},
+        **_contribution_refs,
+    ),
+    _type(
+        "contribution.held",
+        "contribution",
+        "contribution",
+        {
+            **_contribution,
+            "reason": one_of(HOLD_REASONS, "a reason to hold"),
+            "note": _prose,
+            "evidence_sha256": optional(_hash),
+        },
+        **_contribution_refs,
+    ),
+    _type(
+        "contribution.released",
+        "contribution",
+        "contribution",
+        {**_contribution, "note": _prose},
+        **_contribution_refs,
+    ),
+    _type(
+        "cluster.appealed",
+        "contribution",
+        "contribution",
+        {**_row, "reason": _prose},
+        **_contribution_refs,
+    ),
+    _type(
+        "cluster.split",
+        "contribution",
+        "contribution",
+        {**_row, "note": _prose},
+        **_contribution_refs,
+    ),
+    _type(
+        "cluster.upheld",
+        "contribution",
+        "contribution",
+        {**_row, "note": _prose},
         **_contribution_refs,
     ),
     _type(
@@ -305,6 +361,14 @@ _TYPES = (
         "adapter",
         {"adapter": _uuid, "reason": _prose},
         adapter="adapter",
+    ),
+    _type(
+        "adapter.recalled",
+        "adapter",
+        "adapter",
+        {"adapter": _uuid, **_contribution, "reason": _prose},
+        adapter="adapter",
+        **_contribution_refs,
     ),
     _type(
         "inference.recorded",

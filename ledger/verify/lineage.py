@@ -19,7 +19,7 @@ held which role at the time, and that nothing was withdrawn or retired before.
 `tests/unit/test_verify_lineage.py` breaks each rule once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NoReturn
@@ -192,6 +192,38 @@ def _approved(graph: _Graph, entry: Entry) -> None:
         fail(entry, "actor", "approves their own contribution")
 
 
+def _about_contribution(graph: _Graph, entry: Entry) -> Entry:
+    """The contribution.recorded of what an event speaks of, whose datanet must be the event's."""
+    id = entry.envelope.body["contribution"]
+    recorded = graph.created(entry, "body.contribution", "contribution", id)
+    _agree(entry, "datanet", recorded)
+    return recorded
+
+
+def _held(graph: _Graph, entry: Entry) -> None:
+    if entry.envelope.actor == _about_contribution(graph, entry).envelope.actor:
+        fail(entry, "actor", "holds their own contribution")
+
+
+def _appealed(graph: _Graph, entry: Entry) -> None:
+    recorded = _about_row(graph, entry)
+    if entry.envelope.actor != recorded.envelope.actor:
+        fail(entry, "actor", "is not the contributor")
+
+
+def _judged(graph: _Graph, entry: Entry) -> None:
+    recorded = _about_row(graph, entry)
+    if entry.envelope.actor == recorded.envelope.actor:
+        fail(entry, "actor", "decides their own appeal")
+
+
+def _about_row(graph: _Graph, entry: Entry) -> Entry:
+    recorded = _about_contribution(graph, entry)
+    if entry.envelope.body["row"] >= recorded.envelope.body["rows_count"]:
+        fail(entry, "body.row", "is beyond the contribution's last row")
+    return recorded
+
+
 def _recorded(graph: _Graph, entry: Entry) -> None:
     datanet = graph.created(entry, "body.datanet", "datanet", entry.envelope.body["datanet"])
     _agree(entry, "licence", datanet)
@@ -273,11 +305,17 @@ def _charged(graph: _Graph, entry: Entry) -> None:
         fail(entry, "body.owner", "is not who published the adapter")
 
 
-_RULES = {
+_RULES: Mapping[str, Callable[[_Graph, Entry], object]] = {
     "contribution.recorded": _recorded,
     "contribution.approved": _approved,
+    "contribution.held": _held,
+    "contribution.released": _about_contribution,
+    "cluster.appealed": _appealed,
+    "cluster.split": _judged,
+    "cluster.upheld": _judged,
     "run.completed": _completed,
     "adapter.published": _published,
+    "adapter.recalled": _about_contribution,
     "inference.recorded": _answered,
     "attribution.recorded": _attributed,
     "fee.charged": _charged,

@@ -26,12 +26,24 @@ ABOUT: Mapping[str, str] = {
     "identity.evm_bound": "the signer's payouts go to the EVM address {address}",
     "datanet.created": "the datanet “{name}” was opened under the licence {licence}",
     "datanet.closed": "the datanet {datanet} was closed",
+    "datanet.policy_set": (
+        "the datanet {datanet} takes at most {max_rows_per_contribution} rows in a contribution, "
+        "and in a day {max_contributions_per_day} contributions and {max_rows_per_day} rows of one "
+        "contributor; what becomes of adapters when one is withdrawn: {on_withdrawal}"
+    ),
     "contribution.recorded": (
         "a contribution of {rows_count} rows, “{title}”, under the licence {licence}"
     ),
     "contribution.approved": "the contribution {contribution} was approved",
     "contribution.rejected": "the contribution {contribution} was rejected",
     "contribution.withdrawn": "the contribution {contribution} was withdrawn",
+    "contribution.held": "the contribution {contribution} was held: {reason}",
+    "contribution.released": "the hold of the contribution {contribution} was ended",
+    "cluster.appealed": (
+        "row {row} of the contribution {contribution} is said to be nobody's copy: {reason}"
+    ),
+    "cluster.split": "row {row} of the contribution {contribution} stands for itself again",
+    "cluster.upheld": "row {row} of the contribution {contribution} stays merged with another",
     "run.requested": "the training run {run} was asked for",
     "run.started": "attempt {attempt} of the training run {run} began",
     "run.completed": (
@@ -42,6 +54,9 @@ ABOUT: Mapping[str, str] = {
     "run.cancelled": "the training run {run} was cancelled",
     "adapter.published": "the adapter {model}, made by the training run {run}, was published",
     "adapter.retired": "the adapter {adapter} was retired",
+    "adapter.recalled": (
+        "the adapter {adapter} was retired because the contribution {contribution} was withdrawn"
+    ),
     "inference.recorded": "an answer of {completion_tokens} tokens, for a fee of {fee_wei}",
     "attribution.recorded": ("the method {method} found whose data shaped the answer {inference}"),
     "fee.charged": "a fee of {amount_wei} was charged for the answer {inference}",

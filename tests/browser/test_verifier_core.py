@@ -24,7 +24,7 @@ from tests.browser.verifier_world import (
     python_says,
     whole_bundle,
 )
-from tests.unit.lineage_world import World, actor, story
+from tests.unit.lineage_world import World, actor, consent_story, story
 
 EDGES = json.loads((BUNDLES.parent / "ed25519_edges.json").read_bytes())["cases"]
 GOOD = sorted(p for p in BUNDLES.glob("v*/*.lineage.json") if not p.name.startswith("bad-"))
@@ -98,6 +98,16 @@ def lies() -> Iterator[Lie]:
     yield from (("attribution.recorded", "shares", value) for value in SHARES)
 
 
+def consent_lies() -> Iterator[Lie]:
+    """The same for holds, appeals, recalls and policies."""
+    chance = random.Random(4)
+    other = "ab" * 4 + "-abab-abab-abab-" + "ab" * 6
+    strange = [*STRANGE, 3, 99_999, 100_000, 100_001, "retire", "junk", "ab" * 32, other]
+    for label, (_, _, body) in consent_story().items():
+        for field in body:
+            yield from ((label, field, value) for value in chance.sample(strange, 6))
+
+
 def _with(field: str, value: Any, body: dict[str, Any]) -> dict[str, Any]:
     return {**body, field: value}
 
@@ -111,6 +121,21 @@ def test_logs_that_lie_are_judged_alike(core: Core, tmp_path: Path) -> None:
         bundles[f"{n}: {label}.{field}"] = whole_bundle(world, "attribution.recorded")
     said = check_alike(core, bundles)
     assert len(said) > 300
+    assert {"verified", "malformed-proof", "inconsistent"} <= set(said)
+
+
+def test_holds_and_appeals_that_lie_are_judged_alike(core: Core, tmp_path: Path) -> None:
+    bundles = {}
+    for n, (label, field, value) in enumerate(consent_lies()):
+        (folder := tmp_path / str(n)).mkdir()
+        world = World(folder).tell().tell_consent({label: partial(_with, field, value)})
+        bundles[f"{n}: {label}.{field}"] = whole_bundle(world, label)
+    for label, signer in (("held", "ann"), ("split", "ann"), ("appealed", "owner")):
+        (folder := tmp_path / f"{label} {signer}").mkdir()
+        world = World(folder).tell().tell_consent(signers={label: signer})
+        bundles[f"{label} by {signer}"] = whole_bundle(world, label)
+    said = check_alike(core, bundles)
+    assert len(said) > 100
     assert {"verified", "malformed-proof", "inconsistent"} <= set(said)
 
 

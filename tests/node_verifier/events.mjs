@@ -30,6 +30,7 @@ const name = prose(1, 120)
 const text = prose(0, 2000)
 const count = integer(0)
 const some = integer(1)
+const row = integer(0, 99_999)
 const bps = integer(0, 10_000)
 const ppm = integer(0, 1_000_000)
 const tokens = integer(0, 1_000_000)
@@ -57,11 +58,21 @@ const BODIES = {
   'identity.evm_bound': { address, signature: prose(1, 200) },
   'datanet.created': { datanet: uuid, name, description: text, licence, reviewers: lists(0, 32, actor) },
   'datanet.closed': { datanet: uuid, reason: text },
+  'datanet.policy_set': { datanet: uuid, max_rows_per_contribution: integer(1, 100_000),
+    max_contributions_per_day: some, max_rows_per_day: some,
+    on_withdrawal: oneOf('keep', 'retire') },
   'contribution.recorded': { contribution: uuid, datanet: uuid, licence, rows_root: hash,
     rows_count: integer(1, 100_000), rows_sha256: hash, title: name },
   'contribution.approved': { contribution: uuid, datanet: uuid, note: text },
   'contribution.rejected': { contribution: uuid, datanet: uuid, reason: text },
   'contribution.withdrawn': { contribution: uuid, datanet: uuid, reason: text },
+  'contribution.held': { contribution: uuid, datanet: uuid,
+    reason: oneOf('junk', 'stuffing', 'duplicate', 'dispute', 'other'), note: text,
+    evidence_sha256: (v) => v === null || hash(v) },
+  'contribution.released': { contribution: uuid, datanet: uuid, note: text },
+  'cluster.appealed': { contribution: uuid, datanet: uuid, row, reason: text },
+  'cluster.split': { contribution: uuid, datanet: uuid, row, note: text },
+  'cluster.upheld': { contribution: uuid, datanet: uuid, row, note: text },
   'run.requested': { run: uuid, name, datanets: lists(1, 32, uuid), base_model: hash, base_id: name,
     config },
   'run.started': { run: uuid, attempt: integer(1, 1000), submission_id: name },
@@ -73,6 +84,7 @@ const BODIES = {
   'adapter.published': { adapter: uuid, run: uuid, model, adapter_sha256: hash, base_model: hash,
     input_wei_per_token: amount, output_wei_per_token: amount },
   'adapter.retired': { adapter: uuid, reason: text },
+  'adapter.recalled': { adapter: uuid, contribution: uuid, datanet: uuid, reason: text },
   'inference.recorded': { inference: uuid, adapter: uuid, consumer: actor, prompt_commitment: hash,
     output_commitment: hash, transcript_sha256: hash, prompt_tokens: tokens,
     completion_tokens: tokens, max_tokens: integer(1, 1_000_000), seed: count,

@@ -66,6 +66,22 @@ function followReferences(world, { type, body }, fail) {
   }
 }
 
+function aboutContribution(world, { body }, fail) {
+  const contribution = find(world, 'contribution.recorded', body.contribution)
+  if (contribution.body.datanet !== body.datanet) fail("not the contribution's", 'body.datanet')
+  return contribution
+}
+
+function aboutRow(world, event, fail) {
+  const contribution = aboutContribution(world, event, fail)
+  if (event.body.row >= contribution.body.rows_count) fail('no such row', 'body.row')
+  return contribution
+}
+
+function judged(world, event, fail) {
+  if (aboutRow(world, event, fail).actor === event.actor) fail('the contributor', 'actor')
+}
+
 // One rule per type; a second occurrence is found after it, by remember().
 const RULES = {
   'contribution.recorded'(world, { body }, fail) {
@@ -80,6 +96,17 @@ const RULES = {
     if (actor !== datanet.actor && !datanet.body.reviewers.includes(actor)) fail('no reviewer', 'actor')
     if (actor === contribution.actor) fail('the contributor', 'actor')
   },
+
+  'contribution.held'(world, event, fail) {
+    if (aboutContribution(world, event, fail).actor === event.actor) fail('the contributor', 'actor')
+  },
+  'contribution.released': aboutContribution,
+
+  'cluster.appealed'(world, event, fail) {
+    if (aboutRow(world, event, fail).actor !== event.actor) fail('not the contributor', 'actor')
+  },
+  'cluster.split': judged,
+  'cluster.upheld': judged,
 
   'run.completed'(world, { body }, fail) {
     if (world.manifests.size === MAX_RUNS) fail(`more than ${MAX_RUNS} runs`, 'body.run')
@@ -111,6 +138,8 @@ const RULES = {
     if (run.body.base_model !== body.base_model) fail("not the run's", 'body.base_model')
     if (run.actor !== actor) fail('not who requested the run', 'actor')
   },
+
+  'adapter.recalled': aboutContribution,
 
   'inference.recorded'(world, { body }, fail) {
     const { body: adapter } = find(world, 'adapter.published', body.adapter)

@@ -134,7 +134,23 @@ class World:
         training = manifest() if training is None else training
         if lies.get("run.completed", len):
             self.blobs.put(training)
-        for label, (who, type, body) in story(sha256(training).hexdigest()).items():
+        return self._tell(story(sha256(training).hexdigest()), lies, signers)
+
+    def tell_consent(
+        self,
+        lies: Mapping[str, Change | None] | None = None,
+        signers: Mapping[str, str] | None = None,
+    ) -> "World":
+        """The same for `consent_story`, after `tell`."""
+        return self._tell(consent_story(), lies or {}, signers or {})
+
+    def _tell(
+        self,
+        told: Mapping[str, tuple[str, str, dict[str, Any]]],
+        lies: Mapping[str, Change | None],
+        signers: Mapping[str, str],
+    ) -> "World":
+        for label, (who, type, body) in told.items():
             change = lies.get(label, lambda body: body)
             if change is not None:
                 self.add(signers.get(label, who), type, change(dict(body)), label=label)
@@ -297,6 +313,27 @@ def story(manifest_sha256: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
         },
     )  # fmt: skip
     return told
+
+
+def consent_story() -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """What may follow on `story`: a policy, a hold and its end, appeals, a withdrawal, a recall."""
+    net, ann = {"datanet": name("net")}, {"contribution": name("ann"), "datanet": name("net")}
+    limits = {
+        "max_rows_per_contribution": 10, "max_contributions_per_day": 2, "max_rows_per_day": 20,
+    }  # fmt: skip
+    held = {**ann, "reason": "junk", "note": "see", "evidence_sha256": None}
+    recalled = {"adapter": name("adapter"), **ann, "reason": "withdrawn"}
+    return {
+        "policy": ("owner", "datanet.policy_set", {**net, **limits, "on_withdrawal": "retire"}),
+        "held": ("worker", "contribution.held", held),
+        "released": ("reviewer", "contribution.released", {**ann, "note": "a mistake"}),
+        "appealed": ("ann", "cluster.appealed", {**ann, "row": 2, "reason": "my own words"}),
+        "split": ("reviewer", "cluster.split", {**ann, "row": 2, "note": "so it is"}),
+        "appealed again": ("ann", "cluster.appealed", {**ann, "row": 0, "reason": "this, too"}),
+        "upheld": ("owner", "cluster.upheld", {**ann, "row": 0, "note": "no"}),
+        "withdrawn": ("ann", "contribution.withdrawn", {**ann, "reason": "mine"}),
+        "recalled": ("worker", "adapter.recalled", recalled),
+    }
 
 
 def settled(world: World, *, keep_trees: bool = False) -> tuple[PayoutTree, PayoutTree]:

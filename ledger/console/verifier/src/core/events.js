@@ -11,7 +11,9 @@ const MAX_CONFIG_BYTES = 4_000;
 const MAX_SHARES = 400;
 const PPM_WHOLE = 1_000_000;
 const BPS_WHOLE = 10_000;
+const MAX_CONTRIBUTED = 100_000;
 const ROLES = ["governance", "operator", "worker"];
+const HOLD_REASONS = ["junk", "stuffing", "duplicate", "dispute", "other"];
 const LICENCES = [
   "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0",
   "CDLA-Permissive-2.0", "ISC", "MIT", "MIT-0", "ODC-By-1.0", "PDDL-1.0", "PSF-2.0",
@@ -82,6 +84,10 @@ const ppm = integer(0, PPM_WHOLE);
 const tokens = integer(0, 1_000_000);
 const onChain = { chain_id: integer(1), contract: address, tx_hash: hex32, block_number: integer(0) };
 const contribution = { contribution: uuid, datanet: uuid };
+const ofRow = { ...contribution, row: integer(0, MAX_CONTRIBUTED - 1) };
+
+/** The field is always there; null says that there is none. */
+const optional = (checkValue) => (value, field) => value === null || checkValue(value, field);
 
 // --- the catalogue ---
 
@@ -99,13 +105,25 @@ export const FIELDS = {
     datanet: uuid, name, description: prose, licence, reviewers: listOf(actor, 0, 32),
   },
   "datanet.closed": { datanet: uuid, reason: prose },
+  "datanet.policy_set": {
+    datanet: uuid, max_rows_per_contribution: integer(1, MAX_CONTRIBUTED),
+    max_contributions_per_day: integer(1), max_rows_per_day: integer(1),
+    on_withdrawal: oneOf(["keep", "retire"]),
+  },
   "contribution.recorded": {
-    ...contribution, licence, rows_root: hash, rows_count: integer(1, 100_000), rows_sha256: hash,
+    ...contribution, licence, rows_root: hash, rows_count: integer(1, MAX_CONTRIBUTED), rows_sha256: hash,
     title: name,
   },
   "contribution.approved": { ...contribution, note: prose },
   "contribution.rejected": { ...contribution, reason: prose },
   "contribution.withdrawn": { ...contribution, reason: prose },
+  "contribution.held": {
+    ...contribution, reason: oneOf(HOLD_REASONS), note: prose, evidence_sha256: optional(hash),
+  },
+  "contribution.released": { ...contribution, note: prose },
+  "cluster.appealed": { ...ofRow, reason: prose },
+  "cluster.split": { ...ofRow, note: prose },
+  "cluster.upheld": { ...ofRow, note: prose },
   "run.requested": {
     run: uuid, name, datanets: listOf(uuid, 1, 32), base_model: hash, base_id: name, config,
   },
@@ -122,6 +140,7 @@ export const FIELDS = {
     input_wei_per_token: amount, output_wei_per_token: amount,
   },
   "adapter.retired": { adapter: uuid, reason: prose },
+  "adapter.recalled": { adapter: uuid, ...contribution, reason: prose },
   "inference.recorded": {
     inference: uuid, adapter: uuid, consumer: actor, prompt_commitment: hash,
     output_commitment: hash, transcript_sha256: hash, prompt_tokens: tokens,
@@ -169,10 +188,16 @@ const OF_CONTRIBUTION = { contribution: "contribution", datanet: "datanet" };
 
 /** type -> body field -> the kind of thing that it refers to. */
 export const REFERENCES = {
+  "datanet.policy_set": { datanet: "datanet" },
   "contribution.recorded": { datanet: "datanet" },
   "contribution.approved": OF_CONTRIBUTION,
   "contribution.rejected": OF_CONTRIBUTION,
   "contribution.withdrawn": OF_CONTRIBUTION,
+  "contribution.held": OF_CONTRIBUTION,
+  "contribution.released": OF_CONTRIBUTION,
+  "cluster.appealed": OF_CONTRIBUTION,
+  "cluster.split": OF_CONTRIBUTION,
+  "cluster.upheld": OF_CONTRIBUTION,
   "run.requested": { datanets: "datanet" },
   "run.started": { run: "run" },
   "run.completed": { run: "run" },
@@ -180,6 +205,7 @@ export const REFERENCES = {
   "run.cancelled": { run: "run" },
   "adapter.published": { run: "run" },
   "adapter.retired": { adapter: "adapter" },
+  "adapter.recalled": { adapter: "adapter", ...OF_CONTRIBUTION },
   "inference.recorded": { adapter: "adapter" },
   "attribution.recorded": { inference: "inference", adapter: "adapter", run: "run" },
   "fee.charged": { inference: "inference", adapter: "adapter" },

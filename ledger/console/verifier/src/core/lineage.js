@@ -118,6 +118,27 @@ async function checkBlobs(entries, blobs, pace) {
   }
 }
 
+/** The contribution.recorded of what an event speaks of, whose datanet must be the event's. */
+function aboutContribution(graph, entry) {
+  const id = entry.event.body.contribution;
+  const recorded = graph.created(entry, "body.contribution", "contribution", id);
+  agree(entry, "datanet", recorded);
+  return recorded;
+}
+
+function aboutRow(graph, entry) {
+  const recorded = aboutContribution(graph, entry);
+  if (entry.event.body.row >= recorded.event.body.rows_count) {
+    fail(entry, "body.row", "is beyond the contribution's last row");
+  }
+  return recorded;
+}
+
+function judged(graph, entry) {
+  const recorded = aboutRow(graph, entry);
+  if (entry.event.actor === recorded.event.actor) fail(entry, "actor", "decides their own appeal");
+}
+
 const RULES = {
   "contribution.recorded": (graph, entry) => {
     agree(entry, "licence", graph.created(entry, "body.datanet", "datanet", entry.event.body.datanet));
@@ -133,6 +154,22 @@ const RULES = {
     }
     if (actor === recorded.event.actor) fail(entry, "actor", "approves their own contribution");
   },
+
+  "contribution.held": (graph, entry) => {
+    const recorded = aboutContribution(graph, entry);
+    if (entry.event.actor === recorded.event.actor) fail(entry, "actor", "holds their own contribution");
+  },
+
+  "contribution.released": aboutContribution,
+
+  "cluster.appealed": (graph, entry) => {
+    const recorded = aboutRow(graph, entry);
+    if (entry.event.actor !== recorded.event.actor) fail(entry, "actor", "is not the contributor");
+  },
+
+  "cluster.split": judged,
+
+  "cluster.upheld": judged,
 
   "run.completed": async (graph, entry) => {
     const { body } = entry.event;
@@ -174,6 +211,8 @@ const RULES = {
       fail(entry, "actor", "is not the actor that requested the run");
     }
   },
+
+  "adapter.recalled": aboutContribution,
 
   "inference.recorded": (graph, entry) => {
     const { body } = entry.event;
