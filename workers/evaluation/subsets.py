@@ -1,8 +1,8 @@
 """Which rows a retrained model may see: seeded draws, the same on every machine.
 
 Pure: stdlib alone. Two kinds, for two questions. Half subsets of rows ask whether scores foretell
-what a model says that never saw the other half (`lds.py`). Orders of contributors ask what each
-of them adds, on average over the moments at which he might have joined (`shapley.py`).
+what a model says that never saw the other half (`lds.py`). Coalitions of contributors ask what
+each of them adds, on average over the moments at which he might have joined (`shapley.py`).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from random import Random
 from ledger.errors import InvalidEvent
 
 MAX_SUBSETS = 4_096
-MAX_ORDERS = 4_096
+MAX_COALITIONS = 4_096
 
 Subset = tuple[int, ...]
 """Row numbers, ascending."""
@@ -33,23 +33,27 @@ def half_subsets(rows: int, count: int, *, seed: int) -> list[Subset]:
     ]
 
 
-def orders(players: int, count: int, *, seed: int) -> list[tuple[int, ...]]:
-    """`count` random orders of `players`, in pairs: every second one is the last one reversed.
+def coalitions(players: int, count: int, *, seed: int) -> list[frozenset[int]]:
+    """`count` (made even) coalitions, neither empty nor full, drawn with the Shapley kernel.
 
-    A pair takes each player once early and once late, which halves the variance of a Shapley
-    estimate wherever what a player adds falls with those already there (antithetic sampling,
-    Mitchell et al., arXiv:2104.12199).
+    Each is followed by its complement, which cancels what is odd in a game and halves the error
+    (Covert & Lee, arXiv:2012.01536). Sizes are drawn by the kernel's mass, 1 / (size * (players -
+    size)). Raises InvalidEvent for fewer than two players.
     """
-    if players < 1:
-        raise InvalidEvent("nobody contributed: there is nothing to share")
-    if not 1 <= count <= MAX_ORDERS:
-        raise InvalidEvent(f"{count} orders; expected 1 to MAX_ORDERS = {MAX_ORDERS}")
-    out: list[tuple[int, ...]] = []
-    for n in range(0, count, 2):
-        order = list(range(players))
-        _random("order", seed, players, n // 2).shuffle(order)
-        out += [tuple(order), tuple(reversed(order))]
-    return out[:count]
+    if players < 2:
+        raise InvalidEvent("one contributor alone gets everything: there is nothing to share")
+    if not 1 <= count <= MAX_COALITIONS:
+        raise InvalidEvent(f"{count} coalitions; expected 1 to MAX_COALITIONS = {MAX_COALITIONS}")
+    sizes = range(1, players)
+    mass = [1 / (size * (players - size)) for size in sizes]
+    everybody = frozenset(range(players))
+    out: list[frozenset[int]] = []
+    for n in range(-(-count // 2)):
+        random = _random("coalition", seed, players, n)
+        size = random.choices(sizes, mass)[0]
+        chosen = frozenset(random.sample(range(players), size))
+        out += [chosen, everybody - chosen]
+    return out
 
 
 def rows_of(owners: Sequence[int], members: frozenset[int]) -> Subset:
