@@ -136,7 +136,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 
     def sample(queries: int, count: int) -> tuple[Floats, Floats]:
         truth = RANDOM.normal(size=(queries, 30))
-        inside = lds.members_of(half_subsets(30, count, seed=int(RANDOM.integers(1e9))), 30)
+        inside = lds.members_of(half_subsets(30, count, seed=int(RANDOM.integers(10**9))), 30)
         outputs = truth @ inside.T.astype(float)
         return lds.predictions(truth + 1.2 * RANDOM.normal(size=truth.shape), inside), outputs
 

@@ -45,8 +45,6 @@ class _DataInf(IFAttributorDataInf):
     def generate_train_rep(self, ckpt_idx: int, data: tuple[Tensor, ...]) -> Tensor:
         return data[0].squeeze(0)
 
-    generate_test_rep = generate_train_rep
-
 
 def datainf(scene: Scene, *, damping: float = DAMPING) -> Floats:
     """(queries, rows): DataInf with empirical Fisher, per matrix, as published."""
@@ -59,18 +57,7 @@ def datainf(scene: Scene, *, damping: float = DAMPING) -> Floats:
         rows, queries = seen[:, columns], asked[:, columns]
         scale = float(rows.square().mean())
         if scale > 0:  # a matrix without gradients has no influence
-            total += _of_matrix(rows, queries, damping * scale)
+            attributor = _DataInf(_Task(rows.shape[1]), regularization=damping * scale)
+            attributor.cache(DataLoader(TensorDataset(rows), batch_size=len(rows)))
+            total += attributor.transform_test_rep(0, queries) @ rows.T
     return total.double().numpy()
-
-
-def _of_matrix(rows: Tensor, queries: Tensor, regularization: float) -> Tensor:
-    attributor = _DataInf(_Task(rows.shape[1]), regularization=regularization)
-    train, test = _loader(rows), _loader(queries)
-    attributor.cache(train)
-    attributor.full_train_dataloader = train
-    found: Tensor = attributor.attribute(train, test)
-    return found.T
-
-
-def _loader(gradients: Tensor) -> Any:
-    return DataLoader(TensorDataset(gradients), batch_size=len(gradients), shuffle=False)
