@@ -13,6 +13,7 @@ import typer
 from ledger.cli import (
     accounts,
     adapters,
+    attribution,
     audit,
     contributions,
     datanets,
@@ -42,7 +43,7 @@ app = typer.Typer(
 for module in (
     keys, identities, datanets, contributions, runs, adapters, accounts, periods, log, projections,
     verifier,
-    witness, receipts, evidence,
+    witness, receipts, evidence, attribution,
 ):  # fmt: skip
     app.add_typer(module.app)
 service.register(app)

@@ -7,7 +7,8 @@ over `bundle_format` and `fields` (the bytes), `lineage` and `manifest` (what th
 each other), `l1` (what an EVM chain holds), `disclosure` (rows that were shown), `payouts` (lines
 of payout trees) and `statement` (what they add up from). `verdict`, `sentences`, `sentences_v2` and
 `subjects` say what was proven and what is left to trust. `tiles` names a log's files. `receipt`:
-what a log promised; `evidence`: that a log broke its word, to be shown to others.
+what a log promised; `evidence`: that a log broke its word, to be shown to others. `packet`, over
+`packet_format`: one row's influence on one answer.
 
 No clock, network or logging; I/O in `__main__` alone. Imports: the standard library, PyNaCl,
 `ledger.domain`, `ledger.errors`; `l1` and `payouts` need more and import it only when a bundle has

@@ -206,6 +206,24 @@ def good_bundles() -> list[bytes]:
     return found
 
 
+def packets() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((VECTORS / "packets").glob("*.packet.json"))]
+
+
+@cache
+def packet_bundle() -> bytes:
+    return (VECTORS / "packets" / "answer.lineage.json").read_bytes()
+
+
+def attributions() -> list[bytes]:
+    """The evidence in a good packet, an older one, and one of an answer that nobody attributed."""
+    second = json.loads((VECTORS / "packets" / "row.packet.json").read_bytes())["evidence"]
+    later = ("against", "spans", "terms")
+    first = {name: value for name, value in second.items() if name not in later}
+    nobody = {"v": 1, "method": "none/v1", "reason": "the answer is blank"}
+    return [canonical_json(value) for value in (second, {**first, "v": 1}, nobody)]
+
+
 def manifests() -> list[bytes]:
     blobs = {blob for data in good_bundles() for blob in json.loads(data)["blobs"].values()}
     raw = sorted(base64.b64decode(blob) for blob in blobs)

@@ -10,7 +10,7 @@ from ledger.domain.envelope import decode_entry, parse_envelope
 from ledger.domain.events import check_body
 from ledger.domain.login import verify_login
 from ledger.domain.rows import decode_rows
-from ledger.errors import InvalidEvent, LedgerError, VerificationError
+from ledger.errors import Inconsistent, InvalidEvent, LedgerError, VerificationError
 from ledger.log.add_checkpoint import parse_request
 from ledger.log.records import format_records, parse_records
 from ledger.ports import StoredCheckpoint
@@ -31,6 +31,7 @@ from ledger.verify.note import (
     parse_skey,
     parse_vkey,
 )
+from ledger.verify.packet import check_packet, format_packet, parse_packet
 from ledger.verify.policy import parse_policy
 from ledger.verify.receipt import format_receipt, parse_receipt, verify_receipt
 from ledger.verify.tiles import (
@@ -48,6 +49,7 @@ from ledger.verify.tlog_proof import (
 )
 from tests.fuzz import resign, samples
 from tests.fuzz.samples import FOUND, NOW_US, ORIGIN, VKEY, WITNESS
+from workers.attribution import evidence as attribution_evidence
 
 Call = Callable[[bytes], object]
 Errors = tuple[type[Exception], ...]
@@ -184,6 +186,16 @@ def receipt(data: bytes) -> None:
     verify_receipt(data, VKEY)
 
 
+def packet(data: bytes) -> None:
+    assert format_packet(parse_packet(data)) == data, "a second spelling"
+    check_packet(data)
+    check_packet(data, bundle=samples.packet_bundle())
+
+
+def attribution(data: bytes) -> None:
+    assert attribution_evidence.parse(data).to_bytes() == data, "a second spelling"
+
+
 def l1_section(data: bytes) -> None:
     """Any JSON value: a bundle's parser hands over an object, an evidence file's whatever it is."""
     try:
@@ -266,6 +278,13 @@ TARGETS = {
         Target(name="evidence", call=evidence, seeds=samples.all_evidence),
         Target(name="evidence-signed", call=evidence_signed, seeds=samples.all_evidence),
         Target(name="receipt", call=receipt, seeds=one(samples.receipt)),
+        Target(name="packet", call=packet, seeds=samples.packets),
+        Target(
+            name="attribution-evidence",
+            call=attribution,
+            allowed=(InvalidEvent, Inconsistent),
+            seeds=samples.attributions,
+        ),
         Target(name="l1-section", call=l1_section, seeds=samples.l1_sections),
         Target(name="witness-request", call=parse_request, seeds=one(samples.request)),
         Target(name="records", call=records, seeds=record_files),
