@@ -25,7 +25,6 @@ from workers import base_model
 from workers.attribution.build import build_index
 from workers.attribution.gradients import lora_sites
 from workers.attribution.index import (
-    EXACT_WIDTH,
     LENS,
     MANIFEST,
     ROWS,
@@ -34,7 +33,6 @@ from workers.attribution.index import (
     Index,
     IndexConfig,
     IndexedRow,
-    exact_dots,
     load_index,
 )
 from workers.attribution.query import (
@@ -43,6 +41,7 @@ from workers.attribution.query import (
     scores_from_sketch,
     shares_from_index,
 )
+from workers.attribution.scan import EXACT_WIDTH, dots, float_product
 from workers.attribution.shares import shares_from_scores
 from workers.attribution.sketch import Fold, Sketch, fit_projection, quantise
 from workers.training.config import TrainingConfig
@@ -400,14 +399,16 @@ def test_a_zero_sketch_attributes_nothing(world: World) -> None:
     assert shares.unattributed_ppm == PPM_WHOLE
 
 
-@pytest.mark.parametrize("dim", [1, 7, EXACT_WIDTH, EXACT_WIDTH + 1, 4096])
+@pytest.mark.parametrize("dim", [1, 7, 64, 192, EXACT_WIDTH, EXACT_WIDTH + 1, 4096])
 def test_dot_products_are_exact_at_the_extremes(dim: int) -> None:
     rng = np.random.default_rng(dim)
     vectors = rng.integers(-127, 128, (40, dim)).astype(np.int8)
     vectors[0], vectors[1] = 127, -127
     query = np.full(dim, 127, dtype=np.int8)
-    expected = vectors.astype(np.int64) @ query.astype(np.int64)
-    assert exact_dots(vectors, query).tolist() == expected.tolist()
+    queries = np.stack([query, -query, vectors[2]])
+    expected = queries.astype(np.int64) @ vectors.T.astype(np.int64)
+    assert dots(vectors, queries).tolist() == expected.tolist()
+    assert float_product(vectors, queries).tolist() == expected.tolist()
 
 
 def test_fold_is_seeded_and_keeps_dot_products() -> None:

@@ -1,18 +1,18 @@
 """Build an attribution index from a trained adapter and the rows it was trained on.
 
 Four walks over the rows, each in bounded memory: two over a seeded sample for curvature
-(`curvature.py`), one over a seeded sample for the principal directions (`sketch.py`), one over the
-rest to sketch every row. Then clusters of near-duplicates, the placebo level, and the folder of
-`index.py`.
+(`curvature.py`), one over a seeded sample for the principal directions (`sketch.py`), one over all
+rows to sketch each. Then clusters of near-duplicates, the placebo level, and the folder of
+`index.py`. The walks run on the merged model (`gradients.merged`).
 
-A crash while building leaves a `.building-*` folder beside `out_dir` and nothing else; the next
-build sweeps it away. Everything random comes from `config.seed`; same platform, versions and
-thread count give the same bytes, and the manifest names all of them.
+A killed build leaves a `.building-*` folder beside `out_dir` (`workshop.py`); the next build of the
+same inputs goes on there, any other sweeps it away. Everything random comes from `config.seed`;
+same platform, versions and thread count give the same bytes, killed or not, and the manifest names
+all of them.
 """
 
-import os
+import hashlib
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import frexp, ldexp
@@ -25,7 +25,6 @@ import peft
 import torch
 import transformers
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ledger.domain.canonical import canonical_json
@@ -33,12 +32,12 @@ from ledger.domain.money import PPM_WHOLE
 from ledger.errors import Conflict, InvalidEvent, TooLarge
 from workers.attribution import dedup
 from workers.attribution.curvature import Block, Whitener, estimate
-from workers.attribution.gradients import Site, lora_sites
+from workers.attribution.examples import Examples, encode_all
+from workers.attribution.gradients import Site, lora_sites, merged
 from workers.attribution.index import (
     FORMAT,
     LENS,
     LEVEL_SHIFT,
-    MANIFEST,
     METHOD,
     ROWS,
     SCALES,
@@ -49,21 +48,22 @@ from workers.attribution.index import (
     RowMeta,
     file_sha256,
     folded_gradients,
+    lens_of,
     load_index,
     row_root_of,
     scores_of,
 )
 from workers.attribution.sketch import Fold, Projection, fit_projection, quantise, sketches
-from workers.training.data import IGNORED, Example, collate, encode_row, pad_id
+from workers.attribution.workshop import RowFiles, Workshop
+from workers.training.data import IGNORED, Example, collate, pad_id
 
 MAX_ROWS = 10_000_000
-FIT_ROWS = 2_048
-"""Rows, drawn by the seed, whose principal directions the index is projected on."""
 SCALE_BITS = 24
 """Bits of the largest row scale: with 8-bit entries a score stays below 2^54."""
 GRADIENT_FLOATS = 32 * 2**20
 """Floats that the per-example gradients of one batch may take: 128 MiB."""
-BATCH = 32
+BATCH = 16
+"""Examples a batch, where they fit: larger ones leave the CPU's caches."""
 _TINY = 1e-300
 
 Progress = Callable[[str, int, int], None]
@@ -90,119 +90,189 @@ def build_index(
     config = config or IndexConfig()
     report = progress or (lambda phase, done, total: None)
     _check_rows(rows, out_dir)
-    examples = [
-        encode_row(tokenizer, r.prompt, r.completion, max_len=config.max_len, row_id=r.row_id)
-        for r in rows
-    ]
-    random = Random(config.seed)  # noqa: S311 (sampling, no secret)
-
+    texts = ((row.row_id, row.prompt, row.completion) for row in rows)
+    examples = Examples(encode_all(tokenizer, texts, max_len=config.max_len))
     sites = lora_sites(model)
-    width = sum(s.rows * s.cols for s in sites)
-    size = max(1, min(BATCH, GRADIENT_FLOATS // width))
-    pad = pad_id(tokenizer)
-    sample = sorted(random.sample(range(len(rows)), min(len(rows), config.curvature_examples)))
-    report("curvature", 0, len(sample))
-    batches = [collate(part, pad) for _, part in _batches(examples, sample, size)]
-    blocks = estimate(model, sites, batches, seed=config.seed)
-    camera = _Camera(
-        model=model,
-        sites=sites,
-        whitener=Whitener(blocks, damping_ppm=config.damping_ppm),
-        fold=Fold(width=width, seed=config.seed),
-        pad=pad,
-        batch=size,
-    )
-
-    fitted = sorted(random.sample(range(len(rows)), min(len(rows), FIT_ROWS)))
-    units = torch.zeros(len(fitted), camera.fold.dim)
-    for chosen, unit in camera.shoot(examples, fitted):
-        units[np.searchsorted(fitted, chosen)] = unit
-        report("rows", 0, len(rows))
-    projection = fit_projection(units, dim=config.dim)
-    matrix = projection.matrix()
-
-    work = _fresh_workplace(out_dir)
-    vectors = np.memmap(work / VECTORS, np.int8, "w+", shape=(len(rows), projection.dim))
-    steps = np.zeros(len(rows))
-    for start in range(0, len(fitted), size):
-        chosen = fitted[start : start + size]
-        vectors[chosen], steps[chosen] = quantise(units[start : start + size] @ matrix)
-    done = len(fitted)
-    report("rows", done, len(rows))
-    others = sorted(set(range(len(rows))) - set(fitted))
-    for chosen, unit in camera.shoot(examples, others):
-        vectors[chosen], steps[chosen] = quantise(unit @ matrix)
-        done += len(chosen)
-        report("rows", done, len(rows))
-    vectors.flush()
-    exponent, scales = _whole_scales(steps)
-
-    clusters = dedup.clusters(
-        [(r.prompt, r.completion) for r in rows],
-        [r.registered_index for r in rows],
-        seed=config.seed,
-        threshold_ppm=config.dedup_threshold_ppm,
-    )
-    metas = [_meta(row, cluster) for row, cluster in zip(rows, clusters, strict=True)]
-    report("placebo", 0, config.placebo_examples)
-    placebos = _placebos(examples, config.placebo_examples, random)
-    own = np.array([meta.cluster == row for row, meta in enumerate(metas)])
-    levels: list[int] = []
-    for _, unit in camera.shoot(placebos, range(len(placebos))):
-        entries, placebo_steps = quantise(unit @ matrix)
-        # The norm of a unit vector is 1: its sketch has norm 1/step.
-        for sketch in sketches(entries, placebo_steps, torch.ones(len(unit))):
-            best = int(scores_of(vectors, scales, sketch.vector)[own].max())
-            levels.append((max(best, 0) << LEVEL_SHIFT) // max(sketch.norm, 1))
-    level = sorted(levels)[(len(levels) - 1) * config.placebo_quantile_ppm // PPM_WHOLE]
-
-    lines = [canonical_json(asdict(meta)) for meta in metas]
+    inputs = _inputs(rows, sites, config, adapter_sha256, base_digest)
+    workshop = Workshop(out_dir, inputs)
+    with merged(sites):
+        camera = _camera(workshop, model, sites, examples, config, pad_id(tokenizer), report)
+        files = _sketch_rows(workshop, camera, examples, report)
+        exponent, scales = _whole_scales(files.steps)
+        clusters = dedup.clusters(
+            [(r.prompt, r.completion) for r in rows],
+            [r.registered_index for r in rows],
+            seed=config.seed,
+            threshold_ppm=config.dedup_threshold_ppm,
+        )
+        own = np.array(clusters) == np.arange(len(rows))
+        report("placebo", 0, config.placebo_examples)
+        level = _placebo_level(camera, examples, config, files.vectors, scales, own)
+    lines = [
+        canonical_json(asdict(_meta(row, cluster)))
+        for row, cluster in zip(rows, clusters, strict=True)
+    ]
+    work = workshop.folder
     (work / SCALES).write_bytes(scales.astype(">u4").tobytes())
     (work / ROWS).write_bytes(b"".join(line + b"\n" for line in lines))
-    save_file(_tensors(blocks, projection), work / LENS)
     manifest = {
-        "format": FORMAT,
-        "method": METHOD,
-        "adapter_sha256": adapter_sha256,
-        "base_digest": base_digest,
-        "config": asdict(config),
-        "rows": len(rows),
-        "dim": projection.dim,
-        "width": width,
-        "row_root": row_root_of(vectors, scales, lines).hex(),
+        **inputs,
+        "dim": camera.projection.dim,
+        "row_root": row_root_of(files.vectors, scales, lines).hex(),
         "unit_exponent": exponent,
         "placebo_level": str(level),
-        "curvature_examples": len(sample),
-        "fitted_rows": len(fitted),
-        "sites": [{"name": s.name, "rows": s.rows, "cols": s.cols} for s in sites],
-        "versions": _versions(),
-        "threads": torch.get_num_threads(),
         "files": {name: _stamp(work / name) for name in (VECTORS, SCALES, ROWS, LENS)},
     }
-    _publish(work, out_dir, canonical_json(manifest))
+    workshop.publish(canonical_json(manifest))
     return load_index(out_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Camera:
-    """From examples to unit rows, batch by batch."""
+    """From examples to unit rows and their sketches, batch by batch."""
 
     model: nn.Module
     sites: list[Site]
     whitener: Whitener
     fold: Fold
+    projection: Projection
     pad: int
     batch: int
 
-    def shoot(
-        self, examples: Sequence[Example], chosen: Sequence[int]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Positions and folded gradients over their norm (batch, folded)."""
-        for positions, part in _batches(examples, chosen, self.batch):
-            folded, norms = folded_gradients(
-                self.model, self.sites, self.whitener, self.fold, collate(part, self.pad)
-            )
-            yield positions, folded / norms.clamp_min(_TINY).unsqueeze(1).float()
+    def units(self, examples: Sequence[Example]) -> Tensor:
+        """(batch, folded): folded gradients over their norm before folding."""
+        folded, norms = folded_gradients(
+            self.model, self.sites, self.whitener, self.fold, collate(examples, self.pad)
+        )
+        return folded / norms.clamp_min(_TINY).unsqueeze(1).float()
+
+
+def _camera(
+    workshop: Workshop,
+    model: nn.Module,
+    sites: list[Site],
+    examples: Examples,
+    config: IndexConfig,
+    pad: int,
+    report: Progress,
+) -> _Camera:
+    """The lens: curvature and principal directions, from seeded samples of the rows."""
+    width = sum(s.rows * s.cols for s in sites)
+    size = max(1, min(BATCH, GRADIENT_FLOATS // width))
+    fold = Fold(width=width, seed=config.seed, dim=config.folded)
+    tensors = workshop.lens()
+    if tensors is not None:
+        blocks, projection = lens_of(tensors, [s.name for s in sites])
+        whitener = Whitener(blocks, damping_ppm=config.damping_ppm)
+    else:
+        random = Random(config.seed)  # noqa: S311 (sampling, no secret)
+        count = len(examples)
+        sample = random.sample(range(count), min(count, config.curvature_examples))
+        report("curvature", 0, len(sample))
+        blocks = estimate(
+            model,
+            sites,
+            _batches(examples, sample, size, pad),
+            seed=config.seed,
+            covariances=_batches(examples, sample[: config.covariance_examples], size, pad),
+        )
+        whitener = Whitener(blocks, damping_ppm=config.damping_ppm)
+        nothing = Projection(entries=torch.zeros(fold.dim, 0), steps=torch.zeros(0))
+        bare = _Camera(
+            model=model, sites=sites, whitener=whitener, fold=fold, projection=nothing,
+            pad=pad, batch=size,
+        )  # fmt: skip
+        fitted = random.sample(range(count), min(count, config.fit_rows))
+        report("rows", 0, count)
+        units = [
+            bare.units([examples[row] for row in part]) for part in examples.batches(fitted, size)
+        ]
+        projection = fit_projection(torch.cat(units), dim=config.dim)
+        workshop.keep_lens(_tensors(blocks, projection))
+    return _Camera(
+        model=model, sites=sites, whitener=whitener, fold=fold, projection=projection,
+        pad=pad, batch=size,
+    )  # fmt: skip
+
+
+def _sketch_rows(
+    workshop: Workshop, camera: _Camera, examples: Examples, report: Progress
+) -> RowFiles:
+    files = workshop.open_rows(len(examples), camera.projection.dim)
+    matrix = camera.projection.matrix()
+    done = 0
+    for part in examples.batches(range(len(examples)), camera.batch):
+        if not files.has(part):
+            vectors, steps = quantise(camera.units([examples[row] for row in part]) @ matrix)
+            files.put(part, vectors, steps.numpy())
+        done += len(part)
+        report("rows", done, len(examples))
+    files.mark()
+    return files
+
+
+def _placebo_level(
+    camera: _Camera,
+    examples: Examples,
+    config: IndexConfig,
+    vectors: NDArray[np.int8],
+    scales: NDArray[np.uint32],
+    own: NDArray[np.bool_],
+) -> int:
+    """The quantile, over placebos, of the best score per unit of norm (2^-LEVEL_SHIFT)."""
+    placebos = _placebos(examples, config.placebo_examples, Random(config.seed))  # noqa: S311
+    matrix = camera.projection.matrix()
+    levels: list[int] = []
+    for start in range(0, len(placebos), camera.batch):
+        units = camera.units(placebos[start : start + camera.batch])
+        entries, steps = quantise(units @ matrix)
+        best = scores_of(vectors, scales, entries)[:, own].max(axis=1)
+        # The norm of a unit vector is 1: its sketch has norm 1/step.
+        for sketch, score in zip(
+            sketches(entries, steps, torch.ones(len(units))), best.tolist(), strict=True
+        ):
+            levels.append((max(score, 0) << LEVEL_SHIFT) // max(sketch.norm, 1))
+    return sorted(levels)[(len(levels) - 1) * config.placebo_quantile_ppm // PPM_WHOLE]
+
+
+def _placebos(examples: Examples, count: int, random: Random) -> list[Example]:
+    """Texts with the corpus's words and none of its sense: shuffled prompts, drawn answers.
+
+    What such an answer scores is what any answer scores. The first and last two tokens of a prompt
+    stay: they are the template's. The end token stays too.
+    """
+    placebos = []
+    for _ in range(count):
+        source = examples[random.randrange(len(examples))]
+        cut = sum(label == IGNORED for label in source.labels)
+        inside = source.input_ids[2 : cut - 2]
+        random.shuffle(inside)
+        head = source.input_ids[:2] + inside + source.input_ids[max(2, cut - 2) : cut]
+        drawn = [
+            random.choice(examples.answer_tokens(random.randrange(len(examples))))
+            for _ in source.input_ids[cut:-1]
+        ]
+        tail = drawn + source.input_ids[-1:]
+        labels = [IGNORED] * len(head) + tail
+        placebos.append(Example(row_id="placebo", input_ids=head + tail, labels=labels))
+    return placebos
+
+
+def _batches(examples: Examples, chosen: Sequence[int], size: int, pad: int) -> "_Collated":
+    return _Collated(examples, examples.batches(chosen, size), pad)
+
+
+@dataclass(frozen=True)
+class _Collated:
+    """Batches of tensors, made at each walk: a list of them would hold the sample's padding."""
+
+    examples: Examples
+    parts: list[list[int]]
+    pad: int
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for part in self.parts:
+            yield collate([self.examples[row] for row in part], self.pad)
 
 
 def _check_rows(rows: Sequence[IndexedRow], out_dir: Path) -> None:
@@ -216,34 +286,30 @@ def _check_rows(rows: Sequence[IndexedRow], out_dir: Path) -> None:
         raise Conflict(f"{out_dir} exists; an index is written once: choose another folder")
 
 
-def _batches(
-    examples: Sequence[Example], chosen: Sequence[int], size: int
-) -> Iterator[tuple[list[int], list[Example]]]:
-    """Batches of like length, so that little is padded: positions and examples."""
-    order = sorted(chosen, key=lambda i: (len(examples[i].input_ids), i))
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
-        yield part, [examples[i] for i in part]
-
-
-def _placebos(examples: Sequence[Example], count: int, random: Random) -> list[Example]:
-    """Texts with the corpus's words and none of its sense: shuffled prompts, drawn answers.
-
-    What such an answer scores is what any answer scores. The first and last two tokens of a prompt
-    stay: they are the template's. The end token stays too.
-    """
-    pool = [token for e in examples for token in e.labels if token != IGNORED]
-    placebos = []
-    for _ in range(count):
-        source = random.choice(examples)
-        cut = sum(label == IGNORED for label in source.labels)
-        inside = source.input_ids[2 : cut - 2]
-        random.shuffle(inside)
-        head = source.input_ids[:2] + inside + source.input_ids[max(2, cut - 2) : cut]
-        tail = [random.choice(pool) for _ in source.input_ids[cut:-1]] + source.input_ids[-1:]
-        labels = [IGNORED] * len(head) + tail
-        placebos.append(Example(row_id="placebo", input_ids=head + tail, labels=labels))
-    return placebos
+def _inputs(
+    rows: Sequence[IndexedRow],
+    sites: Sequence[Site],
+    config: IndexConfig,
+    adapter_sha256: str,
+    base_digest: str,
+) -> dict[str, Any]:
+    """All that the bytes depend on: the manifest's first part, and the name of a killed build."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical_json(asdict(row)) + b"\n")
+    return {
+        "format": FORMAT,
+        "method": METHOD,
+        "adapter_sha256": adapter_sha256,
+        "base_digest": base_digest,
+        "config": asdict(config),
+        "rows": len(rows),
+        "rows_sha256": digest.hexdigest(),
+        "width": sum(s.rows * s.cols for s in sites),
+        "sites": [{"name": s.name, "rows": s.rows, "cols": s.cols} for s in sites],
+        "versions": _versions(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _whole_scales(steps: NDArray[np.float64]) -> tuple[int, NDArray[np.uint32]]:
@@ -280,31 +346,9 @@ def _versions() -> dict[str, str]:
         "peft": peft.__version__,
         "numpy": np.__version__,
         "platform": f"{platform.system()}-{platform.machine()}",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
 def _stamp(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _fresh_workplace(out_dir: Path) -> Path:
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    work = out_dir.parent / f".building-{out_dir.name}"
-    if work.exists():  # what a crashed build left
-        shutil.rmtree(work)
-    work.mkdir()
-    return work
-
-
-def _publish(work: Path, out_dir: Path, manifest: bytes) -> None:
-    """The manifest last, everything on disk, then one rename: a crash before it leaves no index."""
-    (work / MANIFEST).write_bytes(manifest)
-    for path in sorted(work.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    work.rename(out_dir)
-    folder = os.open(out_dir.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

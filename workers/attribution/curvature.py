@@ -24,7 +24,15 @@ from torch import Tensor, nn
 
 from ledger.domain.money import PPM_WHOLE
 from ledger.errors import ComputeError, InvalidEvent
-from workers.attribution.gradients import Site, Trace, backward, forward, loss_sums, recording
+from workers.attribution.gradients import (
+    Predictions,
+    Site,
+    Trace,
+    backward,
+    forward,
+    loss_sums,
+    recording,
+)
 from workers.training.data import IGNORED
 
 DAMPING_PPM = 100_000
@@ -65,11 +73,13 @@ class Whitener:
 
     def __call__(self, traces: Sequence[Trace]) -> Tensor:
         """(batch, width): per-example gradients, rotated and scaled, sites one after another."""
-        parts = [
-            (_rotate(trace, block) * scale).flatten(1)
-            for trace, block, scale in zip(traces, self.blocks, self._scaling, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
+        out = torch.empty(len(traces[0].x) if traces else 0, self.width)
+        start = 0
+        for trace, block, scale in zip(traces, self.blocks, self._scaling, strict=True):
+            part = out[:, start : start + scale.numel()]
+            torch.mul(_rotate(trace, block), scale, out=part.view(-1, *scale.shape))
+            start += scale.numel()
+        return out
 
 
 def estimate(
@@ -78,11 +88,14 @@ def estimate(
     batches: Iterable[dict[str, Tensor]],
     *,
     seed: int,
+    covariances: Iterable[dict[str, Tensor]] | None = None,
 ) -> list[Block]:
-    """EK-FAC blocks from `batches`, walked twice: covariances first, then eigenvalues.
+    """EK-FAC blocks: covariances from `covariances` (else `batches`), eigenvalues from `batches`.
 
-    `batches` must be re-iterable. Labels are drawn from the model by a generator of `seed`; the
-    second walk draws afresh, so that the eigenvalues are not fitted to the first draw's noise.
+    Both must be re-iterable. Covariances are means over positions, of which an example has many,
+    and cost most: fewer examples will do. Labels are drawn from the model by a generator of
+    `seed`; the second walk draws afresh, so that the eigenvalues are not fitted to the first
+    draw's noise.
     Raises InvalidEvent when there is no batch, ComputeError when a gradient is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -90,12 +103,16 @@ def estimate(
     outer = [torch.zeros(s.rows, s.rows) for s in sites]
     positions = 0
     with recording(model, sites) as tape:
-        for batch in batches:
+        for batch in batches if covariances is None else covariances:
             losses = _sampled_losses(forward(model, batch, tape), batch["labels"], generator)
             mask = batch["attention_mask"].float()
             positions += int(mask.sum())
+            moments_of: dict[int, Tensor] = {}  # query, key and value layers share their input
             for i, trace in enumerate(backward(tape, losses)):
-                inner[i] += _second_moment(trace.x * _over_calls(mask, trace.x))
+                if id(trace.x) not in moments_of:
+                    masked = trace.x * _over_calls(mask, trace.x)
+                    moments_of[id(trace.x)] = _second_moment(masked)
+                inner[i] += moments_of[id(trace.x)]
                 outer[i] += _second_moment(trace.g)
     if not positions:
         raise InvalidEvent("curvature needs at least one example; the run has no rows")
@@ -121,22 +138,29 @@ def estimate(
     return frames
 
 
-def _sampled_losses(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+def _sampled_losses(predictions: Predictions, labels: Tensor, generator: torch.Generator) -> Tensor:
     """(batch,): summed loss against labels drawn from the model where real labels stand."""
-    wanted = labels[:, 1:] != IGNORED
     with torch.no_grad():
-        probabilities = logits[:, :-1][wanted].softmax(dim=-1)
+        probabilities = predictions.logits.softmax(dim=-1)
         if not bool(torch.isfinite(probabilities).all()):
             raise ComputeError("the model's logits hold NaN or infinity; check the weights")
         drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
         sampled = torch.full_like(labels, IGNORED)
-        sampled[:, 1:][wanted] = drawn
-    return loss_sums(logits, sampled)
+        sampled[predictions.example, predictions.position + 1] = drawn
+    return loss_sums(predictions, sampled)
 
 
 def _rotate(trace: Trace, block: Block) -> Tensor:
-    """(batch, rows, cols): per-example gradients in the block's eigenbasis."""
-    return block.basis_out.T @ trace.per_example() @ block.basis_in
+    """(batch, rows, cols): per-example gradients in the block's eigenbasis, Q_Gᵀ W' Q_A.
+
+    The product with the longer side is one matrix product over the whole batch, so the gradient
+    is laid out with that side last; a tall one comes back as a transposed view.
+    """
+    if len(block.basis_in) >= len(block.basis_out):
+        wide = torch.bmm(trace.g.transpose(1, 2), trace.x) @ block.basis_in
+        return block.basis_out.T @ wide
+    tall = torch.bmm(trace.x.transpose(1, 2), trace.g) @ block.basis_out
+    return (block.basis_in.T @ tall).transpose(1, 2)
 
 
 def _second_moment(values: Tensor) -> Tensor:

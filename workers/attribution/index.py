@@ -24,7 +24,7 @@ influence with outlandish rows of large loss.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -42,10 +42,11 @@ from ledger.errors import Inconsistent, InvalidEvent, NotFound
 from workers.attribution import dedup
 from workers.attribution.curvature import DAMPING_PPM, Block, Whitener
 from workers.attribution.gradients import Site, backward, forward, loss_sums, recording
-from workers.attribution.sketch import DIM, Fold, Projection, Sketch, quantise, sketches
+from workers.attribution.scan import dots
+from workers.attribution.sketch import DIM, FOLDED, Fold, Projection, Sketch, quantise, sketches
 
-FORMAT = "tributary/attribution-index/v1"
-METHOD = "ekfac-lora/v1"
+FORMAT = "tributary/attribution-index/v2"
+METHOD = "ekfac-lora/v2"
 MANIFEST, VECTORS, SCALES, ROWS, LENS = (
     "manifest.json",
     "vectors.i8",
@@ -83,14 +84,17 @@ class IndexConfig:
     seed: int = 0
     max_len: int = 512
     dim: int = DIM
+    folded: int = FOLDED
     damping_ppm: int = DAMPING_PPM
     curvature_examples: int = 256
+    covariance_examples: int = 96
+    fit_rows: int = 2_048
     placebo_examples: int = 64
     placebo_quantile_ppm: int = 950_000
     dedup_threshold_ppm: int = dedup.THRESHOLD_PPM
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RowMeta:
     """A row of the index without its text. `cluster` is the index row that represents it."""
 
@@ -115,6 +119,7 @@ class Index:
     manifest: dict[str, Any]
     manifest_sha256: str
     rows: list[RowMeta]
+    clusters: NDArray[np.int64]
     vectors: NDArray[np.int8]
     scales: NDArray[np.uint32]
     whitener: Whitener = field(repr=False)
@@ -130,11 +135,13 @@ class Index:
         """The score that a row reaches by chance for an answer of this norm."""
         return int(self.manifest["placebo_level"]) * sketch.norm >> LEVEL_SHIFT
 
-    def sketch(self, model: nn.Module, sites: Sequence[Site], batch: dict[str, Tensor]) -> Sketch:
-        """Sketch of the one example in `batch`."""
+    def sketches(
+        self, model: nn.Module, sites: Sequence[Site], batch: dict[str, Tensor]
+    ) -> list[Sketch]:
+        """One sketch for each example in `batch`."""
         folded, norms = folded_gradients(model, sites, self.whitener, self.fold, batch)
         entries, steps = quantise(folded @ self.matrix)
-        return sketches(entries, steps, norms)[0]
+        return sketches(entries, steps, norms)
 
 
 def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
@@ -158,35 +165,51 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
         _check_file(path / name, manifest["files"][name])
     count, dim = manifest["rows"], manifest["dim"]
     try:
-        vectors = np.memmap(path / VECTORS, np.int8, "r", shape=(count, dim))
+        # Copy on write: torch wants memory that it may write to, and nobody does.
+        vectors = np.memmap(path / VECTORS, np.int8, "c", shape=(count, dim))
         scales = np.fromfile(path / SCALES, dtype=">u4").astype(np.uint32)
-        rows = [RowMeta(**json.loads(line)) for line in (path / ROWS).read_bytes().splitlines()]
-        tensors = load_file(path / LENS)
-        blocks = [
-            Block(
-                name=site["name"],
-                basis_in=tensors[f"{site['name']}/in"],
-                basis_out=tensors[f"{site['name']}/out"],
-                eigenvalues=tensors[f"{site['name']}/eigenvalues"],
-            )
-            for site in manifest["sites"]
-        ]
-        projection = Projection(entries=tensors["directions"], steps=tensors["direction_steps"])
+        with (path / ROWS).open("rb") as lines:
+            rows = [RowMeta(**json.loads(line)) for line in lines]
+        clusters = np.array([row.cluster for row in rows], dtype=np.int64)
+        blocks, projection = lens_of(
+            load_file(path / LENS), [site["name"] for site in manifest["sites"]]
+        )
     except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise Inconsistent(f"{path}: files and manifest contradict each other: {error}") from error
     if len(rows) != count or len(scales) != count:
         raise Inconsistent(f"{path}: {len(rows)} rows and {len(scales)} scales, expected {count}")
+    if not _represented(clusters):
+        raise Inconsistent(f"{path}: a row's cluster is not a row that represents itself")
     return Index(
         path=path,
         manifest=manifest,
         manifest_sha256=digest,
         rows=rows,
+        clusters=clusters,
         vectors=vectors,
         scales=scales,
         whitener=Whitener(blocks, damping_ppm=manifest["config"]["damping_ppm"]),
-        fold=Fold(width=manifest["width"], seed=manifest["config"]["seed"]),
+        fold=Fold(
+            width=manifest["width"],
+            seed=manifest["config"]["seed"],
+            dim=manifest["config"]["folded"],
+        ),
         matrix=projection.matrix(),
     )
+
+
+def lens_of(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[list[Block], Projection]:
+    """Curvature of the sites in `names`, and directions; KeyError for a tensor that is missing."""
+    blocks = [
+        Block(
+            name=name,
+            basis_in=tensors[f"{name}/in"],
+            basis_out=tensors[f"{name}/out"],
+            eigenvalues=tensors[f"{name}/eigenvalues"],
+        )
+        for name in names
+    ]
+    return blocks, Projection(entries=tensors["directions"], steps=tensors["direction_steps"])
 
 
 def folded_gradients(
@@ -204,33 +227,18 @@ def folded_gradients(
     return fold(whitened), whitened.double().norm(dim=1)
 
 
-def exact_dots(vectors: NDArray[np.int8], vector: NDArray[np.int8]) -> NDArray[np.int64]:
-    """(rows,) integer dot products, exact.
-
-    Float32 BLAS, and still exact: over EXACT_WIDTH entries every partial sum is an integer below
-    2^24, which float32 holds, in whatever order it is summed. Wider rows go block by block.
-    """
-    total = np.zeros(len(vectors), dtype=np.int64)
-    query = vector.astype(np.float32)
-    for start in range(0, len(vectors), _SCAN_ROWS):
-        rows = slice(start, start + _SCAN_ROWS)
-        for left in range(0, len(vector), EXACT_WIDTH):
-            columns = slice(left, left + EXACT_WIDTH)
-            dots = vectors[rows, columns].astype(np.float32) @ query[columns]
-            total[rows] += dots.astype(np.int64)
-    return total
-
-
-EXACT_WIDTH = 1024
-assert EXACT_WIDTH * 127 * 127 < 2**24
-_SCAN_ROWS = 8192
-
-
 def scores_of(
-    vectors: NDArray[np.int8], scales: NDArray[np.uint32], vector: NDArray[np.int8]
+    vectors: NDArray[np.int8], scales: NDArray[np.uint32], queries: NDArray[np.int8]
 ) -> NDArray[np.int64]:
-    """(rows,) influence of every row on the sketched answer: positive helped, negative hurt."""
-    return exact_dots(vectors, vector) * scales.astype(np.int64)
+    """Influence of every row on sketched answers: positive helped, negative hurt.
+
+    `queries` (dim,) gives (rows,), `queries` (count, dim) gives (count, rows): exact integers.
+    """
+    if queries.ndim == 1:
+        one: NDArray[np.int64] = scores_of(vectors, scales, queries[None])[0]
+        return one
+    scores: NDArray[np.int64] = dots(vectors, queries) * scales.astype(np.int64)
+    return scores
 
 
 def row_root_of(
@@ -242,6 +250,11 @@ def row_root_of(
             for i, line in enumerate(lines)
         ]
     )
+
+
+def _represented(clusters: NDArray[np.int64]) -> bool:
+    inside = bool(((clusters >= 0) & (clusters < len(clusters))).all())
+    return inside and bool((clusters[clusters] == clusters).all())
 
 
 def file_sha256(path: Path) -> str:

@@ -18,19 +18,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ledger.errors import Inconsistent, InvalidEvent
-from workers.attribution.gradients import lora_sites
+from workers.attribution.gradients import Site, lora_sites
 from workers.attribution.index import Index, scores_of
-from workers.attribution.shares import Shares, shares_from_scores
+from workers.attribution.shares import Shares, shares_from_voices
 from workers.attribution.sketch import Sketch
+from workers.attribution.terms import NO_TERMS, Terms
 from workers.training.data import IGNORED, Example, collate, inert, pad_id, prompt_ids
 
 TOP_ROWS = 10
-"""Rows named in a result: enough to explain it; scores of all rows are recomputable."""
+"""Rows named for and against in a result: enough to explain it; all scores are recomputable."""
+QUERY_BATCH = 16
+"""Answers of one forward and backward pass."""
 
 DEFAULT_CONTEXT = 4_096
 """Tokens of prompt and answer, for a model that does not say its own limit."""
 
 Messages = Sequence[Mapping[str, str]]
+Scores = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,9 @@ class AttributionResult:
     """What attribution.recorded carries, and the evidence behind it.
 
     `shares` is (contributor, ppm) by contributor id; with `unattributed_ppm` it sums to 1,000,000.
-    `top_rows` is (row id, contributor, score), highest score first, representatives only.
+    `top_rows` is (row id, contributor, score), highest score first, representatives only;
+    `against` the rows that worked against the answer, the most negative first, for people to
+    review: they cost their contributor nothing.
     """
 
     shares: list[tuple[str, int]]
@@ -50,6 +56,8 @@ class AttributionResult:
     method: str
     placebo: int
     top_rows: list[tuple[str, str, int]]
+    against: list[tuple[str, str, int]]
+    terms: Terms
 
 
 def attribute(
@@ -58,6 +66,8 @@ def attribute(
     index: Index,
     prompt: str | Messages,
     answer: str,
+    *,
+    terms: Terms = NO_TERMS,
 ) -> AttributionResult:
     """Attribute `answer`, which `model` (its active adapter is the index's) gave to `prompt`.
 
@@ -65,35 +75,51 @@ def attribute(
     an answer without tokens or longer than the model's context, Inconsistent when the adapter's
     matrices are not those of the index, ComputeError when a gradient is not finite.
     """
-    return conclude(index, sketch_answer(model, tokenizer, index, prompt, answer))
+    return conclude(index, sketch_answer(model, tokenizer, index, prompt, answer), terms=terms)
 
 
 def sketch_answer(
     model: nn.Module, tokenizer: Any, index: Index, prompt: str | Messages, answer: str
 ) -> Sketch:
     """The float half: one gradient of the answer's tokens given the prompt, as integers."""
-    sites = lora_sites(model)
-    found = [(s.name, s.rows, s.cols) for s in sites]
-    expected = [(s["name"], s["rows"], s["cols"]) for s in index.manifest["sites"]]
-    if found != expected:
-        raise Inconsistent(
-            f"the active adapter has {len(found)} LoRA matrices that are not the index's "
-            f"{len(expected)}: load the adapter {index.manifest['adapter_sha256']}"
-        )
-    context = int(getattr(model.config, "max_position_embeddings", DEFAULT_CONTEXT))  # type: ignore[union-attr,arg-type]
-    example = encode_answer(tokenizer, prompt, answer, max_len=context)
-    batch = collate([example], pad_id(tokenizer))
-    return index.sketch(model, sites, batch)
+    example = encode_answer(tokenizer, prompt, answer, max_len=context_of(model))
+    return sketch_examples(model, index, [example], pad_id(tokenizer))[0]
 
 
-def conclude(index: Index, sketch: Sketch) -> AttributionResult:
-    """The integer half: everything that follows from an index and a sketch."""
-    scores = scores_from_sketch(index, sketch)
-    shares = shares_from_index(index, sketch, scores)
-    ranked = sorted(
-        (row for row, meta in enumerate(index.rows) if meta.cluster == row),
-        key=lambda row: (-int(scores[row]), row),
-    )
+def sketch_examples(
+    model: nn.Module, index: Index, examples: Sequence[Example], pad: int
+) -> list[Sketch]:
+    """One sketch an example, in batches of QUERY_BATCH examples of like length.
+
+    Floats depend on what shares a batch, by about a quantisation step here and there
+    (`audit.py` has the tolerances).
+    """
+    sites = _sites_of(model, index)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    found: dict[int, Sketch] = {}
+    for start in range(0, len(order), QUERY_BATCH):
+        part = order[start : start + QUERY_BATCH]
+        batch = collate([examples[i] for i in part], pad)
+        found |= zip(part, index.sketches(model, sites, batch), strict=True)
+    return [found[i] for i in range(len(examples))]
+
+
+def context_of(model: nn.Module) -> int:
+    """Tokens of prompt and answer together that `model` reads."""
+    return int(getattr(model.config, "max_position_embeddings", DEFAULT_CONTEXT))  # type: ignore[union-attr,arg-type]
+
+
+def conclude(index: Index, sketch: Sketch, *, terms: Terms = NO_TERMS) -> AttributionResult:
+    """The integer half: everything that follows from an index, a sketch and the terms."""
+    return conclude_from_scores(index, sketch, scores_from_sketch(index, sketch), terms=terms)
+
+
+def conclude_from_scores(
+    index: Index, sketch: Sketch, scores: Scores, *, terms: Terms = NO_TERMS
+) -> AttributionResult:
+    """`conclude` for scores that were computed already, several answers at once."""
+    shares = shares_from_index(index, sketch, scores, terms=terms)
+    speaking = _speaking(index, terms)
     return AttributionResult(
         shares=shares.contributors,
         unattributed_ppm=shares.unattributed_ppm,
@@ -103,36 +129,84 @@ def conclude(index: Index, sketch: Sketch) -> AttributionResult:
         index_sha256=index.manifest_sha256,
         method=str(index.manifest["method"]),
         placebo=index.placebo(sketch),
-        top_rows=[
-            (index.rows[r].row_id, index.rows[r].contributor, int(scores[r]))
-            for r in ranked[:TOP_ROWS]
-        ],
+        top_rows=_named(index, scores, _largest(scores, speaking)),
+        against=_named(index, scores, [r for r in _largest(-scores, speaking) if scores[r] < 0]),
+        terms=terms,
     )
 
 
-def scores_from_sketch(index: Index, sketch: Sketch) -> NDArray[np.int64]:
+def scores_from_sketch(index: Index, sketch: Sketch) -> Scores:
     """(rows,) exact integer scores; InvalidEvent when the sketch has another length."""
-    if sketch.vector.shape != index.vectors.shape[1:]:
-        raise InvalidEvent(
-            f"the sketch has {len(sketch.vector)} entries, the index {index.vectors.shape[1]}: "
-            "it was made for another index"
-        )
-    return scores_of(index.vectors, index.scales, sketch.vector)
+    scores: Scores = scores_from_sketches(index, [sketch])[0]
+    return scores
 
 
-def shares_from_index(index: Index, sketch: Sketch, scores: NDArray[np.int64]) -> Shares:
+def scores_from_sketches(index: Index, asked: Sequence[Sketch]) -> Scores:
+    """(answers, rows) in one scan; InvalidEvent when a sketch has another length."""
+    for sketch in asked:
+        if sketch.vector.shape != index.vectors.shape[1:]:
+            raise InvalidEvent(
+                f"the sketch has {len(sketch.vector)} entries, the index "
+                f"{index.vectors.shape[1]}: it was made for another index"
+            )
+    return scores_of(index.vectors, index.scales, np.stack([s.vector for s in asked]))
+
+
+def shares_from_index(
+    index: Index, sketch: Sketch, scores: Scores, *, terms: Terms = NO_TERMS
+) -> Shares:
     """Shares by the rule of `shares.py` with this index's contributors, clusters and level."""
-    return shares_from_scores(
-        scores.tolist(),
-        [row.contributor for row in index.rows],
-        [row.cluster for row in index.rows],
-        index.placebo(sketch),
-    )
+    placebo = index.placebo(sketch)
+    rows = np.flatnonzero(_speaking(index, terms) & (scores > placebo)).tolist()
+    voices, lost = [], 0
+    for row in rows:
+        excess = int(scores[row]) - placebo
+        if index.rows[row].contribution in terms.withdrawn:
+            lost += excess
+        else:
+            voices.append((index.rows[row].contributor, excess))
+    return shares_from_voices(voices, placebo=placebo, lost=lost)
 
 
-def scores_sha256(scores: NDArray[np.int64]) -> str:
+def scores_sha256(scores: Scores) -> str:
     """Hex SHA-256 over the scores as signed 64-bit big-endian, in row order."""
-    return hashlib.sha256(scores.astype(">i8").tobytes()).hexdigest()
+    return hashlib.sha256(scores.astype(">i8").data).hexdigest()
+
+
+def _speaking(index: Index, terms: Terms) -> NDArray[np.bool_]:
+    """Rows that represent their cluster, and those that an appeal gave a voice of their own."""
+    speaking: NDArray[np.bool_] = index.clusters == np.arange(len(index.clusters))
+    if terms.splits:
+        for row, meta in enumerate(index.rows):
+            if (meta.contribution, meta.index) in terms.splits:
+                speaking[row] = True
+    return speaking
+
+
+def _largest(scores: Scores, among: NDArray[np.bool_]) -> list[int]:
+    """Up to TOP_ROWS rows of `among` by score, ties by row."""
+    rows = np.flatnonzero(among)
+    if len(rows) > TOP_ROWS:
+        floor = -np.partition(-scores[rows], TOP_ROWS - 1)[TOP_ROWS - 1]
+        rows = rows[scores[rows] >= floor]
+    ranked = sorted(rows.tolist(), key=lambda row: (-int(scores[row]), row))
+    return ranked[:TOP_ROWS]
+
+
+def _named(index: Index, scores: Scores, rows: Sequence[int]) -> list[tuple[str, str, int]]:
+    return [(index.rows[r].row_id, index.rows[r].contributor, int(scores[r])) for r in rows]
+
+
+def _sites_of(model: nn.Module, index: Index) -> list[Site]:
+    sites = lora_sites(model)
+    found = [(s.name, s.rows, s.cols) for s in sites]
+    expected = [(s["name"], s["rows"], s["cols"]) for s in index.manifest["sites"]]
+    if found != expected:
+        raise Inconsistent(
+            f"the active adapter has {len(found)} LoRA matrices that are not the index's "
+            f"{len(expected)}: load the adapter {index.manifest['adapter_sha256']}"
+        )
+    return sites
 
 
 def encode_answer(tokenizer: Any, prompt: str | Messages, answer: str, *, max_len: int) -> Example:

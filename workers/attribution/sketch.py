@@ -1,7 +1,7 @@
 """Whitened gradients into short integer vectors: fold, project, one byte per entry.
 
-1. Fold, `width` -> FOLDED: entries are permuted, given random signs, and every FOLDED-th of them
-   is summed (CountSketch with equally full buckets). Dot products keep their expectation and err
+1. Fold, `width` -> FOLDED: entries get random signs and are summed into FOLDED buckets
+   (CountSketch with equally full buckets). Dot products keep their expectation and err
    by about |a||b| / sqrt(FOLDED). It needs no matrix, only a seed.
 2. Project, FOLDED -> dim: the principal directions of the training rows themselves. With no more
    rows than `dim` nothing is lost, since scores only ever compare an answer with rows. A random
@@ -39,22 +39,33 @@ _MAGIC = b"tributary/attribution-sketch/v1\n"
 
 
 class Fold:
-    """The seeded map (batch, width) -> (batch, dim); the identity up to `dim` entries."""
+    """The seeded map (batch, width) -> (batch, dim); the identity up to `dim` entries.
+
+    The vector is cut into pieces of `dim` entries. Every entry gets a random sign, every piece a
+    random rotation, and the pieces are summed: two entries of one piece never meet, two of
+    different pieces meet with probability 1/dim, which is all that a CountSketch needs, and memory
+    is read in order.
+    """
 
     def __init__(self, *, width: int, seed: int, dim: int = FOLDED) -> None:
         self.width, self.dim = width, min(width, dim)
         random = np.random.Generator(np.random.PCG64(seed))
-        padded = -(-width // self.dim) * self.dim
-        self._order = torch.from_numpy(random.permutation(padded))
-        self._signs = torch.from_numpy(random.integers(0, 2, padded) * 2 - 1).float()
+        pieces = -(-width // self.dim)
+        self._turns = [int(turn) for turn in random.integers(0, self.dim, pieces)]
+        self._signs = torch.from_numpy(random.integers(0, 2, width) * 2 - 1).float()
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Unbiased for dot products: E[fold(a) . fold(b)] = a . b over seeds."""
         if self.dim == self.width:
             return vectors
-        padded = torch.nn.functional.pad(vectors, (0, len(self._order) - self.width))
-        mixed = padded[:, self._order] * self._signs
-        return mixed.view(len(vectors), -1, self.dim).sum(dim=1)
+        signed = vectors * self._signs
+        out = vectors.new_zeros(len(vectors), self.dim)
+        for piece, turn in enumerate(self._turns):
+            part = signed[:, piece * self.dim : (piece + 1) * self.dim]
+            before = min(part.shape[1], self.dim - turn)
+            out[:, turn : turn + before] += part[:, :before]
+            out[:, : part.shape[1] - before] += part[:, before:]
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)
