@@ -17,10 +17,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ledger.domain import accrual
-from ledger.domain.accrual import ACCRUED, MAIN, POOL, PREPAID, PROTOCOL, UNATTRIBUTED, WORLD
+from ledger.domain.accrual import (
+    ACCRUED,
+    MAIN,
+    POOL,
+    PREPAID,
+    PROTOCOL,
+    UNATTRIBUTED,
+    WITHHELD,
+    WORLD,
+)
 from ledger.domain.envelope import Entry
 from ledger.ports import Key, Row, Rows
 from projections.base import Projection, anomaly, table
+from projections.holds import HELD_IN, RUNS_TABLE, held_of, withhold
 
 BALANCES = table("balances", key="owner:text bucket:text", columns="amount_wei:wei")
 STATEMENT_LINES = table(
@@ -159,7 +169,7 @@ def _fee(rows: Rows, entry: Entry) -> None:
     charged = {**pool, "amount_wei": amount_wei, "fee_index": entry.index, "waiting": None}
     rows.put(POOLS.name, (inference,), charged)
     if waiting is not None:
-        _share_out(journal, json.loads(waiting), amount_wei)
+        _share_out(rows, journal, json.loads(waiting), amount_wei)
 
 
 def _fee_lines(body: Mapping[str, Any], operator: str) -> list[Line]:
@@ -184,22 +194,25 @@ def _attribution(rows: Rows, entry: Entry) -> None:
         return
     pool = {**pool, "attribution_index": entry.index}
     if pool["fee_index"] is None:
-        fields = ("inference", "adapter", "shares", "unattributed_ppm")
+        fields = ("inference", "adapter", "run", "shares", "unattributed_ppm")
         waiting = {field: body[field] for field in fields}
         pool["waiting"] = json.dumps(waiting, sort_keys=True, separators=(",", ":"))
     rows.put(POOLS.name, key, pool)
     if pool["fee_index"] is not None:
-        _share_out(Journal(rows, entry), body, pool["amount_wei"])
+        _share_out(rows, Journal(rows, entry), body, pool["amount_wei"])
 
 
-def _share_out(journal: Journal, body: Mapping[str, Any], pool_wei: int) -> None:
-    """Move the pool of one inference to those whose data shaped the answer."""
+def _share_out(rows: Rows, journal: Journal, body: Mapping[str, Any], pool_wei: int) -> None:
+    """Move the pool of one inference to those whose data shaped the answer, or to wait for them."""
     about = {"inference": body["inference"], "adapter": body["adapter"], "pool_wei": pool_wei}
     ppm = {share["contributor"]: share["ppm"] for share in body["shares"]}
     ppm[UNATTRIBUTED] = body["unattributed_ppm"]
+    held = held_of(rows, ppm.keys() - {UNATTRIBUTED}, body["run"])
     lines = [Line(owner=POOL, bucket=MAIN, amount_wei=-pool_wei, part="attribution", **about)]
-    for target in accrual.attribution(body, pool_wei)[1::2]:
+    for target in accrual.attribution(body, pool_wei, held)[1::2]:
         part = "unattributed" if target.owner == UNATTRIBUTED else "contributor"
+        if target.bucket == WITHHELD and target.amount_wei:
+            withhold(rows, target.owner, body["run"], target.amount_wei)
         lines.append(_line(target, part=part, counterparty=POOL, ppm=ppm[target.owner], **about))
     posted = journal.post(lines)
     assert posted, "the pool does not hold what the fee of this inference put there"
@@ -242,6 +255,9 @@ def _wants(entry: Entry) -> list[tuple[str, Key]]:
     else:
         return []
     wanted: list[tuple[str, Key]] = [(BALANCES.name, account) for account in accounts]
+    if kind == "attribution.recorded":
+        wanted += [(HELD_IN.name, (share["contributor"],)) for share in body["shares"]]
+        wanted.append((RUNS_TABLE, (body["run"],)))
     if "inference" in body:
         wanted.append((POOLS.name, (body["inference"],)))
     else:

@@ -296,6 +296,7 @@ PROJECTION = Projection(
         "run.cancelled": _run_cancelled,
         "adapter.published": _published,
         "adapter.retired": _retired,
+        "adapter.recalled": _retired,
     },
     wants=_wants,
 )  # fmt: skip

@@ -4,9 +4,9 @@ The body fields that `ledger.domain.events.references` names lead to the event t
 thing. Four edges follow from the order of the log instead, and are what makes an answer's ancestry
 complete:
 
-- `run.requested` rests on the approval of every contribution that was approved, and not withdrawn,
-  in its datanets at that index (field `inputs`): the rows that a run may train on. What it did
-  train on is in the manifest that `run.completed` commits to.
+- `run.requested` rests on the approval of every contribution that was approved, and neither
+  withdrawn nor held, in its datanets at that index (field `inputs`): the rows that a run may train
+  on. What it did train on is in the manifest that `run.completed` commits to.
 - `adapter.published` rests on the `run.completed` whose adapter hash it carries (`completed`).
 - `fee.charged` rests on the `fee_policy.set` of its version (`policy_version`).
 - later events of a period rest on its `period.cutoff` (`period`).
@@ -21,6 +21,8 @@ from ledger.domain.envelope import Entry
 from ledger.domain.events import CATALOGUE, CREATES, references, stream_of
 from ledger.ports import Key, Rows
 from projections.base import Projection, table
+from projections.catalogue import CONTRIBUTIONS
+from projections.holds import HOLDS
 
 EDGES = table(
     "edges", key="index:int", columns="event:text type:text actor:text stream:text at:int"
@@ -29,6 +31,13 @@ LINEAGE = table("lineage", key="child:int n:int", columns="parent:int field:text
 THINGS = table("things", key="kind:text id:text", columns="index:int")
 INPUTS = table("inputs", key="datanet:text contribution:text", columns="index:int")
 
+_DECIDES_INPUTS = (
+    "contribution.approved",
+    "contribution.rejected",
+    "contribution.withdrawn",
+    "contribution.held",
+    "contribution.released",
+)
 _CREATED_BY = {type_name: kind for kind, type_name in CREATES.items()}
 _PERIOD_EVENTS = (
     "period.closed",
@@ -86,11 +95,23 @@ def _remember(rows: Rows, entry: Entry) -> None:
     thing = _created(entry)
     if thing is not None and rows.get(THINGS.name, thing) is None:
         rows.put(THINGS.name, thing, {"index": entry.index})
-    if type_name == "contribution.approved":
+    if type_name in _DECIDES_INPUTS:
+        approval = _approval(rows, body["contribution"])
         key = (body["datanet"], body["contribution"])
-        rows.put(INPUTS.name, key, {"index": entry.index})
-    elif type_name in ("contribution.withdrawn", "contribution.rejected"):
-        rows.delete(INPUTS.name, (body["datanet"], body["contribution"]))
+        if approval is None:
+            rows.delete(INPUTS.name, key)
+        else:
+            rows.put(INPUTS.name, key, {"index": approval})
+
+
+def _approval(rows: Rows, contribution: str) -> int | None:
+    """Where the contribution was approved, if a run requested now may use it. `catalogue` and
+    `consent` have folded this event before us."""
+    row = rows.get(CONTRIBUTIONS.name, (contribution,))
+    hold = rows.get(HOLDS.name, (contribution,))
+    if row is None or row["status"] != "approved" or (hold and hold["active"]):
+        return None
+    return int(row["decided_index"])
 
 
 def _created(entry: Entry) -> tuple[str, str] | None:
@@ -110,6 +131,9 @@ def _created(entry: Entry) -> tuple[str, str] | None:
 def _wants(entry: Entry) -> list[tuple[str, Key]]:
     wanted: list[tuple[str, Key]] = [(THINGS.name, (kind, id)) for _, kind, id in _named(entry)]
     thing = _created(entry)
+    if entry.envelope.type in _DECIDES_INPUTS:
+        key = (entry.envelope.body["contribution"],)
+        wanted += [(CONTRIBUTIONS.name, key), (HOLDS.name, key)]
     return [*wanted, (THINGS.name, thing)] if thing else wanted
 
 

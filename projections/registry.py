@@ -1,7 +1,8 @@
 """All projections, in the order in which they fold one event. Pure.
 
-The order matters in two places: `catalogue` asks `payouts` whose address a binding is, and `usage`
-asks `balances` whether a fee was posted. Raise FOLDS_VERSION whenever a fold or a table changes
+The order matters in three places: `catalogue` asks `payouts` whose address a binding is, `usage`
+asks `balances` whether a fee was posted, and `lineage` asks `catalogue` and `consent` whether a
+contribution may be used. Raise FOLDS_VERSION whenever a fold or a table changes
 what rows an old event gives: the runner then rebuilds by itself (one transaction, readers see the
 old rows until it commits).
 """
@@ -14,15 +15,16 @@ from uuid import UUID
 
 from ledger.domain.envelope import ENTRY_HEADER_BYTES, Entry, Envelope
 from ledger.ports import Key, Rows
-from projections import balances, catalogue, lineage, payouts, usage
+from projections import balances, catalogue, consent, lineage, payouts, usage
 from projections.base import ANOMALIES, Projection, Table, anomaly
 
-FOLDS_VERSION = 1
+FOLDS_VERSION = 2
 
 PROJECTIONS: tuple[Projection, ...] = (
     balances.PROJECTION,
     payouts.PROJECTION,
     catalogue.PROJECTION,
+    consent.PROJECTION,
     usage.PROJECTION,
     lineage.PROJECTION,
 )

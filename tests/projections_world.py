@@ -104,6 +104,30 @@ class World:
         body = {"contribution": contribution, "datanet": datanet, field: "because"}
         return self.add(f"contribution.{status}", who, **body)
 
+    def set_policy(self, who: str, datanet: str, on_withdrawal: str = "keep") -> int:
+        return self.add(
+            "datanet.policy_set", who, datanet=datanet, max_rows_per_contribution=10,
+            max_contributions_per_day=3, max_rows_per_day=25, on_withdrawal=on_withdrawal,
+        )  # fmt: skip
+
+    def hold(self, who: str, datanet: str, contribution: str, reason: str = "junk") -> int:
+        return self.add(
+            "contribution.held", who, contribution=contribution, datanet=datanet, reason=reason,
+            note="look", evidence_sha256=HASH,
+        )  # fmt: skip
+
+    def release(self, who: str, datanet: str, contribution: str) -> int:
+        body = {"contribution": contribution, "datanet": datanet, "note": "fine"}
+        return self.add("contribution.released", who, **body)
+
+    def appeal(self, who: str, datanet: str, contribution: str, row: int) -> int:
+        body = {"contribution": contribution, "datanet": datanet, "row": row}
+        return self.add("cluster.appealed", who, **body, reason="mine")
+
+    def judge(self, what: str, who: str, datanet: str, contribution: str, row: int) -> int:
+        body = {"contribution": contribution, "datanet": datanet, "row": row}
+        return self.add(f"cluster.{what}", who, **body, note="looked at")
+
     def request_run(self, who: str, *datanets: str) -> str:
         run = self.new_id()
         self.add(
@@ -256,8 +280,8 @@ def random_history(seed: int, events: int) -> list[bytes]:
     world.open()
     people = [actor(n) for n in range(10, 18)]
     datanet = world.datanet(people[0])
-    for person in people:
-        contribution = world.contribute(person, datanet)
+    contributions = [world.contribute(person, datanet) for person in people]
+    for contribution in contributions:
         world.decide(people[0], datanet, contribution, choose.choice(("approved", "rejected")))
     run = world.request_run(people[0], datanet)
     world.complete_run(run)
@@ -285,7 +309,19 @@ def random_history(seed: int, events: int) -> list[bytes]:
         world.propose(period)
         (world.veto if choose.random() < 0.3 else world.activate)(period)
 
+    def suspend() -> None:
+        step = choose.choice((world.hold, world.release))
+        step(WORKER, datanet, choose.choice(contributions))
+
+    def dispute() -> None:
+        which, row = choose.choice(contributions), choose.randrange(10)
+        world.appeal(people[0], datanet, which, row)
+        world.judge(choose.choice(("split", "upheld")), people[1], datanet, which, row)
+
     steps: list[tuple[Callable[[], object], int]] = [
+        (suspend, 3),
+        (dispute, 1),
+        (lambda: world.set_policy(people[0], datanet), 1),
         (lambda: world.deposit(choose.choice(people), choose.randrange(1, 20_000)), 4),
         (answer, 10),
         (attribute, 10),

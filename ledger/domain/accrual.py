@@ -3,14 +3,15 @@
 An account is (owner, bucket). Owners are actors, or the ledger's own: `world` (money outside),
 `protocol`, `pool` (contributor shares that wait for attribution), `unattributed`. Buckets of an
 actor: `prepaid` (a consumer's), `accrued` -> `held` (a payout root waits for its challenge
-window) -> `available` (claimable on chain) -> `paid` (what the chain shows). The postings of every
-event sum to zero, and only `world` may go below zero.
+window) -> `available` (claimable on chain) -> `paid` (what the chain shows); and `withheld`, which
+a contributor's shares go to while a contribution of theirs is held, and leave for `accrued` only.
+The postings of every event sum to zero, and only `world` may go below zero.
 
 Postings that depend on earlier events take what they need as arguments: the pool of the inference,
 the lines of the period. The caller (a fold) keeps those rows; a replay gives the same postings.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ from ledger.domain.money import split_exactly
 
 ASSET = "OPEN"
 WORLD, PROTOCOL, POOL, UNATTRIBUTED = "world", "protocol", "pool", "unattributed"
-PREPAID, ACCRUED, HELD, AVAILABLE, PAID, MAIN = (
-    "prepaid", "accrued", "held", "available", "paid", "main",
+PREPAID, ACCRUED, WITHHELD, HELD, AVAILABLE, PAID, MAIN = (
+    "prepaid", "accrued", "withheld", "held", "available", "paid", "main",
 )  # fmt: skip
 
 
@@ -57,14 +58,18 @@ def fee(body: Mapping[str, Any], operator: str) -> list[Posting]:
     return [p for target, part in targets for p in transfer(source, target, int(body[part]))]
 
 
-def attribution(body: Mapping[str, Any], pool_wei: int) -> list[Posting]:
-    """attribution.recorded: the pool of that inference goes to those whose data shaped it."""
+def attribution(
+    body: Mapping[str, Any], pool_wei: int, held: Set[str] = frozenset()
+) -> list[Posting]:
+    """attribution.recorded: the pool of that inference goes to those whose data shaped it; the
+    part of a contributor who is `held` waits."""
     weights = {s["contributor"]: s["ppm"] for s in body["shares"]}
     if body["unattributed_ppm"]:
         weights[UNATTRIBUTED] = body["unattributed_ppm"]
     postings: list[Posting] = []
     for owner, amount in split_exactly(pool_wei, weights).items():
-        bucket = MAIN if owner == UNATTRIBUTED else ACCRUED
+        bucket = WITHHELD if owner in held else ACCRUED
+        bucket = MAIN if owner == UNATTRIBUTED else bucket
         postings += transfer((POOL, MAIN), (owner, bucket), amount)
     return postings
 

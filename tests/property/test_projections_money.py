@@ -38,7 +38,9 @@ class Model:
     def __init__(self) -> None:
         self.money: dict[tuple[str, str], int] = defaultdict(int)
         self.pools: dict[str, int] = {}
-        self.waiting: dict[str, dict[str, int]] = {}
+        self.waiting: dict[str, tuple[dict[str, int], frozenset[str]]] = {}
+        self.held: set[tuple[str, str, int]] = set()
+        self.withheld: dict[tuple[str, frozenset[str]], int] = defaultdict(int)
         self.attributed: set[str] = set()
         self.payout_address: dict[str, str] = {}
         self.lines: dict[int, dict[tuple[str, str], int]] = {}
@@ -64,22 +66,40 @@ class Model:
         self._give((who, "prepaid"), ("pool", "main"), part["contributors"])
         self.pools[inference] = part["contributors"]
         if inference in self.waiting:
-            self._share(inference, self.waiting.pop(inference))
+            self._share(inference, *self.waiting.pop(inference))
 
-    def attribute(self, inference: str, shares: dict[str, int], rest: int) -> None:
+    def attribute(
+        self, inference: str, shares: dict[str, int], rest: int, nets: frozenset[str]
+    ) -> None:
         if inference in self.attributed:
             return
         self.attributed.add(inference)
         weights = {**shares, "unattributed": rest} if rest else dict(shares)
         if inference in self.pools:
-            self._share(inference, weights)
+            self._share(inference, weights, nets)
         else:
-            self.waiting[inference] = weights
+            self.waiting[inference] = (weights, nets)
 
-    def _share(self, inference: str, weights: dict[str, int]) -> None:
+    def _share(self, inference: str, weights: dict[str, int], nets: frozenset[str]) -> None:
         for who, amount in largest_remainder(self.pools[inference], weights).items():
             bucket = "main" if who == "unattributed" else "accrued"
+            if self._waits(who, nets):
+                bucket = "withheld"
+                self.withheld[who, nets] += amount
             self._give(("pool", "main"), (who, bucket), amount)
+
+    def _waits(self, who: str, nets: frozenset[str]) -> bool:
+        return any(who == holder and net in nets for holder, net, _ in self.held)
+
+    def hold(self, who: str, net: str, n: int) -> None:
+        self.held.add((who, net, n))
+
+    def release(self, who: str, net: str, n: int) -> None:
+        self.held.discard((who, net, n))
+        for (whose, nets), amount in list(self.withheld.items()):
+            if whose == who and not self._waits(who, nets):
+                self._give((who, "withheld"), (who, "accrued"), amount)
+                del self.withheld[whose, nets]
 
     def bind(self, who: str, to: str) -> None:
         if to not in self.payout_address.values():
@@ -122,6 +142,7 @@ class Model:
 people, addresses = st.sampled_from(PEOPLE), st.sampled_from(ADDRESSES)
 amounts = st.one_of(st.integers(0, 2_000), st.integers(0, 10**30))
 earnings = st.integers(100, 5_000)
+runs = st.integers(0, 2)
 
 
 class Money(RuleBasedStateMachine):
@@ -130,7 +151,16 @@ class Money(RuleBasedStateMachine):
         self.world, self.model = World(), Model()
         self.folding = Folding(self.world)
         self.world.open()
-        self.run, self.adapter = self.world.new_id(), self.world.new_id()
+        self.nets = [self.world.datanet(OWNER) for _ in range(2)]
+        self.given = {
+            (who, net, n): self.world.contribute(who, net)
+            for who in PEOPLE
+            for net in self.nets
+            for n in range(2)
+        }
+        asked = ([self.nets[0]], [self.nets[1]], self.nets)
+        self.runs = {frozenset(nets): self.world.request_run(OWNER, *nets) for nets in asked}
+        self.adapter = self.world.new_id()
         self.answers: list[tuple[str, str, int]] = []
         self.period, self.open_period = 0, False
 
@@ -169,8 +199,8 @@ class Money(RuleBasedStateMachine):
         self.model.charge(who, inference, amount)
 
     @precondition(lambda self: self.answers)
-    @rule(data=st.data(), chosen=st.lists(people, unique=True), rest=st.booleans())
-    def attribute(self, data: st.DataObject, chosen: list[str], rest: bool) -> None:
+    @rule(data=st.data(), chosen=st.lists(people, unique=True), rest=st.booleans(), run=runs)
+    def attribute(self, data: st.DataObject, chosen: list[str], rest: bool, run: int) -> None:
         inference, _, _ = data.draw(st.sampled_from(self.answers[-4:]))
         ends = data.draw(
             st.lists(
@@ -183,18 +213,40 @@ class Money(RuleBasedStateMachine):
         pairs = zip(chosen, [0, *ends], ends, strict=False)
         shares = {who: high - low for who, low, high in pairs}
         left = 1_000_000 - sum(shares.values())
-        self.world.attribute(self.adapter, self.run, inference, shares, left)
-        self.model.attribute(inference, shares, left)
+        self.attribute_for(run, inference, shares, left)
 
-    @rule(who=people, to=people, other=people, ppm=st.integers(1, 999_999), amount=earnings)
-    def earn(self, who: str, to: str, other: str, ppm: int, amount: int) -> None:
+    def attribute_for(self, run: int, inference: str, shares: dict[str, int], left: int) -> None:
+        nets, run_id = list(self.runs.items())[run]
+        self.world.attribute(self.adapter, run_id, inference, shares, left)
+        self.model.attribute(inference, shares, left, nets)
+
+    @rule(who=people, net=st.integers(0, 1), n=st.integers(0, 1))
+    def hold_or_release(self, who: str, net: int, n: int) -> None:
+        key = (who, self.nets[net], n)
+        held = key in self.model.held
+        step, mirror = (
+            (self.world.release, self.model.release) if held else (self.world.hold, self.model.hold)
+        )
+        step(OWNER, key[1], self.given[key])
+        mirror(*key)
+
+    @rule(who=people, net=st.integers(0, 1), n=st.integers(0, 1))
+    def out_of_order(self, who: str, net: int, n: int) -> None:
+        """A hold of what is held, a release of what is not: nothing moves."""
+        key = (who, self.nets[net], n)
+        step = self.world.hold if key in self.model.held else self.world.release
+        step(OWNER, key[1], self.given[key])
+
+    @rule(
+        who=people, to=people, other=people, ppm=st.integers(1, 999_999), amount=earnings, run=runs
+    )
+    def earn(self, who: str, to: str, other: str, ppm: int, amount: int, run: int) -> None:
         """A whole answer at once, so that later steps have money to move."""
         self.deposit(who, amount)
         self.answer(who, amount, True)
         shares = {to: 1_000_000} if to == other else {to: ppm, other: 1_000_000 - ppm}
         inference, _, _ = self.answers[-1]
-        self.world.attribute(self.adapter, self.run, inference, shares, 0)
-        self.model.attribute(inference, shares, 0)
+        self.attribute_for(run, inference, shares, 0)
 
     @initialize(to=st.permutations(ADDRESSES))
     def some_are_bound(self, to: list[str]) -> None:
@@ -263,6 +315,19 @@ class Money(RuleBasedStateMachine):
         assert {k: v for k, v in sums.items() if v} == {k: v for k, v in found.items() if v}
 
     @invariant()
+    def what_is_withheld_is_known_and_has_a_reason(self) -> None:
+        rows = self.folding.catch_up()
+        run_of = {run: nets for nets, run in self.runs.items()}
+        found = {(who, run_of[run]): row["amount_wei"]
+                 for (who, run), row in rows.scan("withheld")}  # fmt: skip
+        assert found == {key: wei for key, wei in self.model.withheld.items() if wei}
+        for who, nets in found:
+            assert self.model._waits(who, nets)
+        for who in PEOPLE:
+            mine = sum(wei for (whose, _), wei in found.items() if whose == who)
+            assert self.folding.balance(who, "withheld") == mine
+
+    @invariant()
     def pools_hold_what_is_not_attributed(self) -> None:
         waiting = sum(w for key, w in self.model.pools.items() if key not in self.model.attributed)
         assert self.folding.balance("pool", "main") == waiting
@@ -290,10 +355,18 @@ class Money(RuleBasedStateMachine):
         assert waiting == set(self.model.waiting)
 
     def teardown(self) -> None:
+        self.everything_withheld_comes_out()
         again = MemoryRows(TABLES)
         for data in self.world.entries:
             fold(again, read_entry(data))
         assert digest_of(again) == digest_of(self.folding.catch_up())
+
+    def everything_withheld_comes_out(self) -> None:
+        for key in sorted(self.model.held):
+            self.world.release(OWNER, key[1], self.given[key])
+            self.model.release(*key)
+        self.balances_are_the_models()
+        assert not any(self.model.money[who, "withheld"] for who in PEOPLE)
 
 
 Money.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

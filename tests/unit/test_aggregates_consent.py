@@ -196,7 +196,9 @@ def test_an_appeal_is_decided_by_another(world: MemoryLedger) -> None:
     with pytest.raises(Conflict, match="stands for itself already"):
         appeal(world, of, 1)
     state = world.ledger.need(Contribution, of["contribution"])
-    assert (state.appeals, state.splits, state.status) == (frozenset(), {1}, "recorded")
+    assert not state.appeals
+    assert state.splits == frozenset({1})
+    assert state.status == "recorded"
 
 
 def test_open_appeals_are_bounded(world: MemoryLedger) -> None:
@@ -251,8 +253,8 @@ def test_a_recall_needs_policy_and_withdrawal(world: MemoryLedger) -> None:
     adapter = trained(world, net)
     body = {"adapter": adapter, **of, "reason": "withdrawn"}
 
-    def recall(actor: Actor = WORKER, **changes: str) -> None:
-        world.do(actor, "adapter.recalled", {**body, **changes})
+    def recall(actor: Actor = WORKER, changes: Mapping[str, str] | None = None) -> None:
+        world.do(actor, "adapter.recalled", {**body, **(changes or {})})
 
     with pytest.raises(Conflict, match="is recorded"):
         recall()
@@ -264,11 +266,11 @@ def test_a_recall_needs_policy_and_withdrawal(world: MemoryLedger) -> None:
         with pytest.raises(Forbidden, match="worker or the datanet's owner"):
             recall(actor)
     with pytest.raises(Conflict, match="belongs to datanet"):
-        recall(datanet=other)
+        recall(changes={"datanet": other})
     with pytest.raises(Conflict, match="did not ask for"):
-        recall(**strange)
+        recall(changes=strange)
     with pytest.raises(NotFound):
-        recall(adapter=str(uuid4()))
+        recall(changes={"adapter": str(uuid4())})
     recall()
     state = world.ledger.need(Adapter, adapter)
     assert state.status == "retired"

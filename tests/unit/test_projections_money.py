@@ -318,3 +318,107 @@ def test_what_was_held_for_an_old_address_stays_claimable_there(
     assert folding.balance(ANN, "paid") == 500
     assert folding.balance(BEN, "paid") == 250
     assert folding.balance(ANN, "available") == 250
+
+
+# --- holds ------------------------------------------------------------------------------------
+
+
+class Held:
+    """Two datanets, a contribution of ANN in each, and a run on both."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.nets = [world.datanet(DEV), world.datanet(DEV)]
+        self.given = [world.contribute(ANN, net) for net in self.nets]
+        self.run = world.request_run(DEV, *self.nets)
+
+    def earn(self, shares: dict[str, int], run: str = "") -> str:
+        adapter = self.world.new_id()
+        self.world.deposit(CONSUMER, 1_000)
+        inference = self.world.infer(CONSUMER, adapter, 1_000)
+        self.world.charge(CONSUMER, adapter, inference, DEV, 1_000)
+        left = 1_000_000 - sum(shares.values())
+        self.world.attribute(adapter, run or self.run, inference, shares, left)
+        return inference
+
+    def hold(self, n: int) -> int:
+        return self.world.hold(DEV, self.nets[n], self.given[n])
+
+    def release(self, n: int) -> int:
+        return self.world.release(DEV, self.nets[n], self.given[n])
+
+
+def test_a_hold_withholds_and_its_end_pays(world: World, folding: Folding) -> None:
+    held = Held(world)
+    held.hold(0)
+    inference = held.earn({ANN: 600_000, BEN: 400_000})
+    assert (folding.balance(ANN, "withheld"), folding.balance(ANN, "accrued")) == (300, 0)
+    assert folding.balance(BEN, "accrued") == 200, "nobody else's money waits"
+    assert folding.balance("pool", "main") == 0
+    (line,) = [row for _, row in folding.rows.scan("statement_lines", (ANN,))]
+    assert (line["bucket"], line["part"], line["inference"]) == (
+        "withheld", "contributor", inference,
+    )  # fmt: skip
+    index = held.release(0)
+    assert (folding.balance(ANN, "withheld"), folding.balance(ANN, "accrued")) == (0, 300)
+    moved = [
+        (key[1], row["part"], row["bucket"], row["amount_wei"])
+        for key, row in folding.rows.scan("statement_lines", (ANN,))
+    ][1:]
+    assert moved == [(index, "released", "withheld", -300), (index, "released", "accrued", 300)]
+    assert list(folding.rows.scan("withheld")) == list(folding.rows.scan("held_in")) == []
+    assert folding.codes() == []
+
+
+def test_what_was_earned_before_a_hold_stays(world: World, folding: Folding) -> None:
+    held = Held(world)
+    held.earn({ANN: 1_000_000})
+    held.hold(0)
+    assert folding.balance(ANN, "accrued") == 500
+    world.bind(ANN, address(1))
+    held.earn({ANN: 1_000_000})
+    world.cutoff(1)
+    assert (folding.balance(ANN, "held"), folding.balance(ANN, "withheld")) == (500, 500)
+
+
+def test_a_run_waits_for_the_last_hold_in_its_datanets(world: World, folding: Folding) -> None:
+    held = Held(world)
+    other = world.request_run(DEV, held.nets[1])
+    held.hold(0)
+    held.hold(1)
+    held.earn({ANN: 1_000_000})
+    held.earn({ANN: 1_000_000}, other)
+    held.release(0)
+    assert folding.balance(ANN, "accrued") == 0
+    held.earn({ANN: 1_000_000})
+    held.release(1)
+    assert folding.balance(ANN, "accrued") == 1_500
+    held.hold(0)
+    held.earn({ANN: 1_000_000}, other)
+    assert folding.balance(ANN, "accrued") == 2_000, "a run without that datanet pays on"
+
+
+def test_shares_that_waited_for_their_fee_are_withheld_by_its_index(
+    world: World, folding: Folding
+) -> None:
+    held = Held(world)
+    adapter = world.new_id()
+    world.deposit(CONSUMER, 1_000)
+    inference = world.infer(CONSUMER, adapter, 1_000)
+    world.attribute(adapter, held.run, inference, {ANN: 1_000_000}, 0)
+    held.hold(0)
+    world.charge(CONSUMER, adapter, inference, DEV, 1_000)
+    assert (folding.balance(ANN, "withheld"), folding.balance(ANN, "accrued")) == (500, 0)
+
+
+def test_holds_out_of_order_move_nothing(world: World, folding: Folding) -> None:
+    held = Held(world)
+    held.release(0)
+    held.hold(0)
+    held.earn({ANN: 1_000_000})
+    held.hold(0)
+    world.hold(DEV, held.nets[0], world.new_id())
+    held.release(0)
+    held.release(0)
+    assert folding.balance(ANN, "accrued") == 500
+    assert folding.codes() == ["hold_out_of_order"] * 4
