@@ -118,9 +118,9 @@ class SpanIndex:
 
     def holders_of(self, texts: Numbers) -> Numbers:
         """The distinct rows that hold one of these texts."""
-        edges = self.arrays["holder_starts"].astype(np.int64)
-        first = edges[texts]
-        count = edges[texts + 1] - first
+        edges = self.arrays["holder_starts"]
+        first = edges[texts].astype(np.int64)
+        count = edges[texts + 1].astype(np.int64) - first
         shift = np.repeat(first - (np.cumsum(count) - count), count)
         return np.unique(self.arrays["holders"][shift + np.arange(len(shift))])
 
