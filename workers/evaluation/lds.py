@@ -16,7 +16,7 @@ Source: Ilyas et al., "Datamodels" (arXiv:2202.00622); Park et al., TRAK (arXiv:
 section 2. Spearman with mean ranks for ties, as scipy's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +107,7 @@ def compare(
     return pooled([(means, drawn)])
 
 
-def pooled(parts: list[tuple[Mapping[str, float], Mapping[str, Floats]]]) -> Comparison:
+def pooled(parts: Sequence[tuple[Mapping[str, float], Mapping[str, Floats]]]) -> Comparison:
     """The mean over several comparisons (models, seeds, corpora) that name the same methods."""
     names = [n for n in parts[0][0] if all(n in means for means, _ in parts)]
     means = {n: float(np.mean([m[n] for m, _ in parts])) for n in names}

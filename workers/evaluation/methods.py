@@ -16,6 +16,8 @@ from torch import Tensor
 from workers.attribution.build import build_index
 from workers.attribution.index import Index, IndexConfig
 from workers.attribution.query import scores_from_sketch, sketch_answer
+from workers.attribution.span_index import SpanRow, build_span_index
+from workers.attribution.spans import span_scores
 from workers.evaluation import peers
 from workers.evaluation.scene import Scene, gradients, traces_of
 from workers.training.data import Example
@@ -77,6 +79,26 @@ def grad_cos(scene: Scene) -> Floats:
     return (queries @ torch.nn.functional.normalize(rows, dim=1).T).double().numpy()
 
 
+def spans(scene: Scene) -> Floats:
+    """Verbatim matches through our suffix array: OpenLedger's second method, evidence to us."""
+    index = build_span_index(
+        [
+            SpanRow(
+                contribution=r.contribution,
+                row=r.index,
+                contributor=r.contributor,
+                licence="",
+                registered_index=r.registered_index,
+                prompt=r.prompt,
+                completion=r.completion,
+            )
+            for r in scene.rows
+        ],
+        scene.folder / "spans",
+    )
+    return np.stack([span_scores(index, q.answer).astype(np.float64) for q in scene.queries])
+
+
 METHODS: dict[str, Method] = {
     "index": ours,
     "full-rank": full_rank,
@@ -84,5 +106,18 @@ METHODS: dict[str, Method] = {
     "grad-cos": grad_cos,
     "kronfluence": peers.kronfluence,
     "datainf": peers.datainf,
+    "spans": spans,
     "bm25": peers.bm25,
 }
+
+LABELS = {
+    "index": "ours (int8 index)",
+    "full-rank": "ours, full rank, float",
+    "kronfluence": "kronfluence EK-FAC",
+    "datainf": "DataInf (dattri)",
+    "grad-dot": "gradient dot product",
+    "grad-cos": "gradient cosine",
+    "spans": "verbatim spans",
+    "bm25": "BM25",
+}
+"""What people read."""

@@ -34,8 +34,8 @@ from workers.attribution.index import IndexedRow
 from workers.attribution.query import encode_answer
 from workers.evaluation.subsets import Subset
 from workers.training.config import TrainingConfig
-from workers.training.data import collate, pad_id
-from workers.training.trainer import TrainingRow, train
+from workers.training.data import collate, pad_id, prompt_ids
+from workers.training.trainer import MANIFEST_FILE, TrainingRow, train
 
 UNIT_VERSION = 1
 MAX_QUERIES = 4_096
@@ -134,6 +134,13 @@ def measure(trial: Trial, unit: Unit, key: str) -> list[float]:
     return done
 
 
+def adapter_folder(trial: Trial, seed: int) -> Path:
+    """Where the adapter of all rows lies, by the hash of what it was trained from; kept."""
+    everything = Unit(subset=tuple(range(len(trial.rows))), seed=seed)
+    shared = {k: v for k, v in trial.shared().items() if k != "queries_sha256"}
+    return trial.folder / f"{unit_key(trial, shared, everything)[:32]}.adapter"
+
+
 def fit(trial: Trial, unit: Unit, out: Path) -> None:
     """Train the adapter of one unit into `out`; returns at once when it lies there finished."""
     rows = [
@@ -147,6 +154,11 @@ def fit(trial: Trial, unit: Unit, out: Path) -> None:
         for r in (trial.rows[i] for i in unit.subset)
     ]
     train(replace(trial.config, seed=unit.seed), trial.base_path, rows, out)
+
+
+def trained(out: Path) -> bool:
+    """Whether a finished adapter lies in `out`: its manifest is written last."""
+    return (out / MANIFEST_FILE).exists()
 
 
 def load(trial: Trial, adapter: Path | None) -> tuple[Any, Any]:
@@ -188,8 +200,6 @@ def answers(
     trial: Trial, adapter: Path, prompts: Sequence[str], *, max_new_tokens: int = 48
 ) -> list[str]:
     """What the adapter says to each prompt, greedily; "" where it says nothing."""
-    from workers.training.data import prompt_ids
-
     model, tokenizer = load(trial, adapter)
     said = []
     for prompt in prompts:
@@ -207,6 +217,7 @@ def answers(
 
 
 def _settle(path: Path, data: bytes) -> None:
+    """Whole or not there. The name is not synced: a power cut may cost a unit, never spoil one."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         file.write(data)
