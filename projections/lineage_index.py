@@ -70,12 +70,20 @@ class LineageIndex(Queries):
 
     def earnings(self, owners: Collection[str], before: int, limit: int) -> list[int]:
         return self._indexes(
-            'SELECT DISTINCT "index" FROM projections.statement_lines'
-            " WHERE owner = ANY(%s) AND \"index\" < %s AND bucket = 'accrued'"
-            " AND part IN ('owner', 'operator', 'contributor') ORDER BY \"index\" LIMIT %s",
-            list(owners),
-            before,
-            limit,
+            'SELECT "index" FROM projections.statement_lines'
+            ' WHERE owner = ANY(%(owners)s) AND "index" < %(before)s'
+            " AND bucket IN ('accrued', 'withheld')"
+            " AND part IN ('owner', 'operator', 'contributor', 'released')"
+            # A hold moves nothing itself, and decides what an attribution after it does.
+            ' UNION SELECT e."index" FROM projections.contributions AS c'
+            " JOIN projections.lineage AS l ON l.parent = c.\"index\" AND l.field = 'contribution'"
+            ' JOIN projections.edges AS e ON e."index" = l.child'
+            ' WHERE c.contributor = ANY(%(owners)s) AND e."index" < %(before)s'
+            " AND e.type IN ('contribution.held', 'contribution.released')"
+            ' ORDER BY "index" LIMIT %(limit)s',
+            owners=list(owners),
+            before=before,
+            limit=limit,
         )
 
     def claimed_period(self, account: str, cumulative_wei: int, before: int) -> int | None:
@@ -143,8 +151,8 @@ class LineageIndex(Queries):
             if thing is not None:
                 yield thing, row["index"]
 
-    def _indexes(self, query: LiteralString, *values: object) -> list[int]:
-        return [row["index"] for row in self._all(query, *values)]
+    def _indexes(self, query: LiteralString, *values: object, **named: object) -> list[int]:
+        return [row["index"] for row in self._all(query, *values, **named)]
 
 
 _THINGS: Mapping[str, str] = {"fee_policy.set": "fee_policy", "period.cutoff": "period"}

@@ -97,7 +97,8 @@ class EventIndex(Protocol):
         ...
 
     def earnings(self, owners: Collection[str], before: int, limit: int) -> list[int]:
-        """The first `limit` events below this index that gave these actors something."""
+        """The first `limit` events below this index that gave these actors something, or made it
+        wait: holds of their contributions, and the ends of these."""
         ...
 
     def claimed_period(self, account: str, cumulative_wei: int, before: int) -> int | None:

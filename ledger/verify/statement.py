@@ -5,6 +5,8 @@ accounts that are asked about and nobody else:
 
 - fee.charged gives its owner's and its operator's part to them, accrued; the contributors' part
   waits until the answer is attributed, and is then split by largest remainder;
+- while a contribution of an owner's is held in a datanet of the answer's run, the owner's part
+  waits on, for that run; contribution.released accrues it once nothing is held there any more;
 - period.cutoff moves what an owner has accrued to the address that the owner is bound to, for good
   (amounts in payout trees are cumulative);
 - payout.vetoed and period.abandoned give back what that period's cut-off moved;
@@ -15,11 +17,12 @@ A sum says only what the given events add up to. Events that are not in the bund
 hence "X of Y", and the rest is for the reader to trust or to ask for.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ledger.domain.accrual import ACCRUED, Posting, attribution, fee
+from ledger.domain.accrual import ACCRUED, WITHHELD, Posting, attribution, fee
 from ledger.domain.envelope import Entry
 from ledger.domain.fees import FeePolicy
 from ledger.verify.payouts import PayoutLine
@@ -100,7 +103,8 @@ def _owners(entries: Iterable[Entry], accounts: set[str]) -> set[str]:
 @dataclass(kw_only=True)
 class _Replay:
     """The state of the replay. All amounts in wei; `ready` has the bound owners with something
-    accrued, so that a cut-off costs what it moves and no more."""
+    accrued, so that a cut-off costs what it moves and no more. `holds` in force: the datanet of a
+    contribution; `held_in` counts them by owner; `withheld` is by owner and run."""
 
     accounts: set[str]
     periods: set[int]
@@ -112,6 +116,11 @@ class _Replay:
     ready: set[str] = field(default_factory=set)
     pools: dict[str, int] = field(default_factory=dict)
     waiting: dict[str, Entry] = field(default_factory=dict)
+    datanets_of: dict[str, frozenset[str]] = field(default_factory=dict)
+    contributor_of: dict[str, str] = field(default_factory=dict)
+    holds: dict[str, str] = field(default_factory=dict)
+    held_in: dict[str, Counter[str]] = field(default_factory=dict)
+    withheld: dict[str, dict[str, int]] = field(default_factory=dict)
     total: dict[tuple[str, str], int] = field(default_factory=dict)
     moved: dict[int, dict[tuple[str, str], int]] = field(default_factory=dict)
     seen: dict[int, dict[str, tuple[int, int, tuple[str, ...]]]] = field(default_factory=dict)
@@ -121,6 +130,17 @@ class _Replay:
             if posting.owner in self.owners and posting.bucket == ACCRUED and posting.amount_wei:
                 self.accrue(posting.owner, posting.amount_wei)
                 self.earned_by.setdefault(posting.owner, set()).add(entry.index)
+
+    def waits(self, owner: str, run: str) -> bool:
+        """Whether the owner has a hold in force in a datanet of the run."""
+        held = self.held_in.get(owner)
+        return held is not None and not self.datanets_of.get(run, frozenset()).isdisjoint(held)
+
+    def withhold(self, run: str, postings: Iterable[Posting]) -> None:
+        for posting in postings:
+            if posting.bucket == WITHHELD and posting.amount_wei:
+                mine = self.withheld.setdefault(posting.owner, {})
+                mine[run] = mine.get(run, 0) + posting.amount_wei
 
     def accrue(self, owner: str, amount_wei: int) -> None:
         self.accrued[owner] = self.accrued.get(owner, 0) + amount_wei
@@ -171,8 +191,46 @@ def _attributed(replay: _Replay, entry: Entry) -> None:
         replay.waiting.setdefault(body["inference"], entry)
         return
     replay.pools[body["inference"]] = 0
-    if not replay.owners.isdisjoint(share["contributor"] for share in body["shares"]):
-        replay.earn(entry, attribution(body, pool_wei))
+    ours = replay.owners & {share["contributor"] for share in body["shares"]}
+    if ours:
+        held = {owner for owner in ours if replay.waits(owner, body["run"])}
+        postings = attribution(body, pool_wei, held)
+        replay.earn(entry, postings)
+        replay.withhold(body["run"], postings)
+
+
+def _requested(replay: _Replay, entry: Entry) -> None:
+    body = entry.envelope.body
+    replay.datanets_of.setdefault(body["run"], frozenset(body["datanets"]))
+
+
+def _recorded(replay: _Replay, entry: Entry) -> None:
+    if entry.envelope.actor in replay.owners:
+        contribution = entry.envelope.body["contribution"]
+        replay.contributor_of.setdefault(contribution, entry.envelope.actor)
+
+
+def _held(replay: _Replay, entry: Entry) -> None:
+    body = entry.envelope.body
+    owner = replay.contributor_of.get(body["contribution"])
+    if owner is not None and body["contribution"] not in replay.holds:
+        replay.holds[body["contribution"]] = body["datanet"]
+        replay.held_in.setdefault(owner, Counter())[body["datanet"]] += 1
+
+
+def _released(replay: _Replay, entry: Entry) -> None:
+    contribution = entry.envelope.body["contribution"]
+    datanet = replay.holds.pop(contribution, None)
+    if datanet is None:
+        return
+    owner = replay.contributor_of[contribution]
+    replay.held_in[owner][datanet] -= 1
+    replay.held_in[owner] += Counter()  # what is at 0 goes
+    for run, amount_wei in list(replay.withheld.get(owner, {}).items()):
+        if not replay.waits(owner, run):
+            del replay.withheld[owner][run]
+            replay.accrue(owner, amount_wei)
+            replay.earned_by.setdefault(owner, set()).add(entry.index)
 
 
 def _cut_off(replay: _Replay, entry: Entry) -> None:
@@ -210,6 +268,10 @@ def _given_back(replay: _Replay, entry: Entry) -> None:
 
 _RULES: Mapping[str, Any] = {
     "identity.evm_bound": _bound,
+    "run.requested": _requested,
+    "contribution.recorded": _recorded,
+    "contribution.held": _held,
+    "contribution.released": _released,
     "fee.charged": _charged,
     "attribution.recorded": _attributed,
     "period.cutoff": _cut_off,

@@ -24,7 +24,7 @@ from tests.browser.verifier_world import (
     python_says,
     whole_bundle,
 )
-from tests.unit.lineage_world import World, actor, consent_story, story
+from tests.unit.lineage_world import World, actor, consent_story, paid_after_a_hold, story
 
 EDGES = json.loads((BUNDLES.parent / "ed25519_edges.json").read_bytes())["cases"]
 GOOD = sorted(p for p in BUNDLES.glob("v*/*.lineage.json") if not p.name.startswith("bad-"))
@@ -137,6 +137,15 @@ def test_holds_and_appeals_that_lie_are_judged_alike(core: Core, tmp_path: Path)
     said = check_alike(core, bundles)
     assert len(said) > 100
     assert {"verified", "malformed-proof", "inconsistent"} <= set(said)
+
+
+def test_what_is_withheld_is_added_up_alike(core: Core, tmp_path: Path) -> None:
+    bundles = {}
+    for released, claims_all in ((False, False), (True, False), (False, True)):
+        (folder := tmp_path / f"{released}-{claims_all}").mkdir()
+        world = World(folder).tell()
+        bundles[folder.name] = paid_after_a_hold(world, released=released, claims_all=claims_all)
+    assert check_alike(core, bundles) == ["verified"] * 3
 
 
 @pytest.mark.parametrize("way", ["verifyEd25519", "verifyByEquation"])

@@ -194,12 +194,17 @@ class ScannedIndex:
 
     def earnings(self, owners: Collection[str], before: int, limit: int) -> list[int]:
         found = []
+        contributor_of: dict[str, str] = {}
         for entry in self.entries(before):
             event = entry.envelope
+            if event.type == "contribution.recorded":
+                contributor_of[event.body["contribution"]] = event.actor
             if event.type == "fee.charged":
                 earners = {event.body["owner"], event.actor}
             elif event.type == "attribution.recorded":
                 earners = {share["contributor"] for share in event.body["shares"]}
+            elif event.type in ("contribution.held", "contribution.released"):
+                earners = {contributor_of[event.body["contribution"]]}
             else:
                 continue
             if earners & set(owners):
@@ -334,6 +339,21 @@ def consent_story() -> dict[str, tuple[str, str, dict[str, Any]]]:
         "withdrawn": ("ann", "contribution.withdrawn", {**ann, "reason": "mine"}),
         "recalled": ("worker", "adapter.recalled", recalled),
     }
+
+
+def paid_after_a_hold(world: World, *, released: bool, claims_all: bool = False) -> bytes:
+    """Go on from `story`: ann is held, a second answer earns her 40 wei more than the 48 before,
+    the hold ends or not, a period closes. The bundle of her payout, which is honest unless
+    `claims_all` has her paid while the hold lasts."""
+    world.add(*consent_story()["held"], label="held")
+    world.add("ann", "identity.evm_bound", {"address": ADDRESSES["ann"], "signature": "0x"})
+    _answer_again(world)
+    if released:
+        world.add(*consent_story()["released"], label="released")
+    tree = build_payout_tree({ADDRESSES["ann"]: 88 if released or claims_all else 48})
+    _pay(world, 1, tree, keep=True)
+    world.checkpoint()
+    return world.bundle("period.closed 1", account=ADDRESSES["ann"])
 
 
 def settled(world: World, *, keep_trees: bool = False) -> tuple[PayoutTree, PayoutTree]:

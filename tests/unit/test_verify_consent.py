@@ -7,7 +7,7 @@ import pytest
 
 from ledger.errors import Inconsistent, MalformedProof
 from ledger.verify.bundle import verify_bundle
-from tests.unit.lineage_world import H, World, consent_story, name
+from tests.unit.lineage_world import H, World, consent_story, name, paid_after_a_hold
 from tests.unit.test_verify_lineage import set_to, verify
 
 ELSEWHERE = set_to(datanet=name("elsewhere net"))
@@ -99,3 +99,22 @@ def test_a_body_has_its_form(tmp_path: Path, label: str, changes: dict[str, Any]
 def test_a_hold_may_name_its_evidence(tmp_path: Path) -> None:
     world = World(tmp_path).tell().tell_consent({"held": set_to(evidence_sha256=H)})
     assert verify(world, "held").to_text()
+
+
+@pytest.mark.parametrize(("released", "wei", "events"), [(False, 48, 1), (True, 88, 2)])
+def test_a_payout_is_added_up_without_what_is_withheld(
+    tmp_path: Path, released: bool, wei: int, events: int
+) -> None:
+    verdict = verify_bundle(paid_after_a_hold(World(tmp_path).tell(), released=released))
+    (payout,) = verdict.facts["payouts"]
+    assert (payout["accounted_wei"], payout["cumulative_wei"]) == (str(wei), str(wei))
+    assert payout["events"] == events
+    assert "to the last wei" in verdict.to_text()
+
+
+def test_a_payout_of_what_is_withheld_is_not_accounted_for(tmp_path: Path) -> None:
+    world = World(tmp_path).tell()
+    verdict = verify_bundle(paid_after_a_hold(world, released=False, claims_all=True))
+    (payout,) = verdict.facts["payouts"]
+    assert (payout["accounted_wei"], payout["cumulative_wei"]) == ("48", "88")
+    assert "to the last wei" not in verdict.to_text()

@@ -79,6 +79,11 @@ class Replay {
     this.ready = new Set(); // bound owners with something accrued
     this.pools = new Map(); // inference -> wei for its contributors
     this.waiting = new Map(); // inference -> attribution that came before its fee
+    this.datanetsOf = new Map(); // run -> datanets
+    this.contributorOf = new Map(); // contribution -> owner
+    this.holds = new Map(); // contribution held now -> datanet
+    this.heldIn = new Map(); // owner -> datanet -> holds in force
+    this.withheld = new Map(); // owner -> run -> wei
     this.total = new Map(); // "address owner" -> wei in payout trees
     this.moved = new Map(); // period -> "address owner" -> wei
     this.seen = new Map(); // period asked about -> account -> statement
@@ -94,6 +99,47 @@ class Replay {
   accrue(owner, wei) {
     this.accrued.set(owner, (this.accrued.get(owner) ?? 0n) + wei);
     if (this.addressOf.has(owner)) this.ready.add(owner);
+  }
+
+  /** Whether the owner has a hold in force in a datanet of the run. */
+  waits(owner, run) {
+    const held = this.heldIn.get(owner);
+    return Boolean(held?.size) && (this.datanetsOf.get(run) ?? []).some((datanet) => held.has(datanet));
+  }
+
+  "run.requested"({ event: { body } }) {
+    if (!this.datanetsOf.has(body.run)) this.datanetsOf.set(body.run, body.datanets);
+  }
+
+  "contribution.recorded"({ event: { actor, body: { contribution } } }) {
+    if (this.owners.has(actor) && !this.contributorOf.has(contribution)) {
+      this.contributorOf.set(contribution, actor);
+    }
+  }
+
+  "contribution.held"({ event: { body: { contribution, datanet } } }) {
+    const owner = this.contributorOf.get(contribution);
+    if (!owner || this.holds.has(contribution)) return;
+    this.holds.set(contribution, datanet);
+    if (!this.heldIn.has(owner)) this.heldIn.set(owner, new Map());
+    const held = this.heldIn.get(owner);
+    held.set(datanet, (held.get(datanet) ?? 0) + 1);
+  }
+
+  "contribution.released"({ index, event: { body: { contribution } } }) {
+    const datanet = this.holds.get(contribution);
+    if (!datanet) return;
+    this.holds.delete(contribution);
+    const owner = this.contributorOf.get(contribution);
+    const held = this.heldIn.get(owner);
+    const left = held.get(datanet) - 1;
+    if (left) held.set(datanet, left);
+    else held.delete(datanet);
+    for (const [run, wei] of [...(this.withheld.get(owner) ?? [])]) {
+      if (this.waits(owner, run)) continue;
+      this.withheld.get(owner).delete(run);
+      this.earn({ index }, owner, wei);
+    }
   }
 
   "identity.evm_bound"({ event: { actor, body } }) {
@@ -126,7 +172,13 @@ class Replay {
     }
     this.pools.set(body.inference, 0n);
     if (!body.shares.some(({ contributor }) => this.owners.has(contributor))) return;
-    for (const [owner, wei] of Object.entries(splitPool(body, pool))) this.earn(entry, owner, wei);
+    for (const [owner, wei] of Object.entries(splitPool(body, pool))) {
+      if (this.owners.has(owner) && wei && this.waits(owner, body.run)) {
+        if (!this.withheld.has(owner)) this.withheld.set(owner, new Map());
+        const mine = this.withheld.get(owner);
+        mine.set(body.run, (mine.get(body.run) ?? 0n) + wei);
+      } else this.earn(entry, owner, wei);
+    }
   }
 
   "period.cutoff"({ event: { body: { period } } }) {
