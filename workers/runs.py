@@ -27,7 +27,7 @@ import structlog
 from ledger.client import Client
 from ledger.domain.canonical import canonical_json
 from ledger.domain.ids import sha256_hex
-from ledger.domain.rows import decode_rows, rows_root
+from ledger.domain.rows import DataRow, decode_rows, rows_root
 from ledger.errors import Conflict, Inconsistent, InvalidEvent, LedgerError
 from workers.artefacts import ADAPTER_CONFIG, ADAPTER_FILE, INDEX_MANIFEST, files_of_index
 from workers.attribution.build import build_index
@@ -121,13 +121,7 @@ def fetch_rows(client: Client, run: str) -> Iterator[RowSource]:
     """The run's rows in log order, each contribution held against what its event committed to."""
     count = 0
     for found in client.pages(f"/v1/runs/{run}/contributions"):
-        rows = decode_rows(client.get_blob(found["rows_sha256"]))
-        if len(rows) != found["rows_count"] or rows_root(rows).hex() != found["rows_root"]:
-            raise Inconsistent(
-                f"the rows of contribution {found['contribution']} are not those its event "
-                f"committed to: {len(rows)} rows, expected {found['rows_count']} with root "
-                f"{found['rows_root']}"
-            )
+        rows = contribution_rows(client, found)
         count += len(rows)
         if count > MAX_ROWS:
             raise InvalidEvent(f"the run has more than {MAX_ROWS} rows (MAX_ROWS)")
@@ -141,6 +135,17 @@ def fetch_rows(client: Client, run: str) -> Iterator[RowSource]:
                 prompt=row.prompt,
                 completion=row.completion,
             )
+
+
+def contribution_rows(client: Client, found: Mapping[str, Any]) -> list[DataRow]:
+    """The rows of one listed contribution; Inconsistent when they are not what its event says."""
+    rows = decode_rows(client.get_blob(found["rows_sha256"]))
+    if len(rows) != found["rows_count"] or rows_root(rows).hex() != found["rows_root"]:
+        raise Inconsistent(
+            f"the rows of contribution {found['contribution']} are not those its event committed "
+            f"to: {len(rows)} rows, expected {found['rows_count']} with root {found['rows_root']}"
+        )
+    return rows
 
 
 def _inputs_name(rows: list[RowSource], config: TrainingConfig, digest: str) -> str:
