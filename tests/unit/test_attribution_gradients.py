@@ -6,11 +6,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from ledger.errors import ComputeError, InvalidEvent
 from workers.attribution.curvature import Block, Whitener, estimate
-from workers.attribution.gradients import lora_sites, loss_sums, per_example_gradients
+from workers.attribution.gradients import (
+    backward,
+    forward,
+    lora_sites,
+    loss_sums,
+    merged,
+    per_example_gradients,
+    recording,
+)
 from workers.training.data import IGNORED, Example, collate
 
 VOCAB = 50
@@ -79,6 +87,64 @@ def test_equals_one_autograd_call_per_example(lora: dict[str, Any]) -> None:
             torch.testing.assert_close(found[name][i], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_merged_weights_give_the_same_gradients_and_come_back(tied: bool) -> None:
+    lora = {"target_modules": ["q_proj", "down_proj", "lm_head"]} if tied else {}
+    model = tiny(**lora)
+    if tied:
+        model.get_base_model().lm_head.base_layer.weight = (
+            model.get_base_model().model.embed_tokens.weight
+        )
+    batch = batch_of([12, 5, 9])
+    sites = lora_sites(model)
+    before = {n: (p, p.clone()) for n, p in model.named_parameters()}
+    expected = per_example_gradients(model, batch)
+    with merged(sites) as does, recording(model, sites) as tape:
+        assert does
+        found = backward(tape, loss_sums(forward(model, batch, tape), batch["labels"]))
+    for site, trace in zip(sites, found, strict=True):
+        torch.testing.assert_close(trace.per_example(), expected[site.name], atol=1e-5, rtol=1e-4)
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name][0], "the very same tensors"
+        assert torch.equal(parameter, before[name][1])
+    assert not any(s.target.merged for s in sites)
+
+
+def test_a_quantised_base_is_not_merged() -> None:
+    model = tiny(target_modules=["q_proj"])
+    for site in lora_sites(model):
+        base = site.target.get_base_layer()
+        base.__class__ = type("Linear4bit", (torch.nn.Linear,), {})
+    with merged(lora_sites(model)) as does:
+        assert not does
+
+
+def test_gpt2s_transposed_layers_are_differentiated_too() -> None:
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    )
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True
+    )
+    model = get_peft_model(base, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.eval()
+    batch = batch_of([9, 9])
+    sites = lora_sites(model)
+    with merged(sites), recording(model, sites) as tape:
+        found = backward(tape, loss_sums(forward(model, batch, tape), batch["labels"]))
+    loss = loss_sums(model(input_ids=batch["input_ids"]).logits, batch["labels"])[0]
+    for site, expected, trace in zip(
+        sites, torch.autograd.grad(loss, [s.layer.weight for s in sites]), found, strict=True
+    ):
+        torch.testing.assert_close(
+            trace.per_example()[0], expected, atol=1e-5, rtol=1e-4, msg=site.name
+        )
+
+
 def test_nan_weights_are_refused() -> None:
     model = tiny()
     with torch.no_grad():
@@ -136,8 +202,6 @@ def test_whitened_dot_product_is_damped_inverse_fisher() -> None:
         inverse = basis @ torch.diag(1 / (values + 0.1 * values.mean())) @ basis.T
         one, two = gradients[block.name].flatten(1).double()
         expected += float(one @ inverse @ two)
-
-    from workers.attribution.gradients import backward, forward, recording
 
     with recording(model, sites) as tape:
         traces = backward(tape, loss_sums(forward(model, batch, tape), batch["labels"]))

@@ -22,6 +22,7 @@ from ledger.domain.money import PPM_WHOLE
 from ledger.domain.rows import tree_root
 from ledger.errors import ComputeError, Conflict, Inconsistent, InvalidEvent, NotFound
 from workers import base_model
+from workers.attribution import build, workshop
 from workers.attribution.build import build_index
 from workers.attribution.gradients import lora_sites
 from workers.attribution.index import (
@@ -38,8 +39,11 @@ from workers.attribution.index import (
 from workers.attribution.query import (
     attribute,
     conclude,
+    encode_answer,
     scores_from_sketch,
+    scores_from_sketches,
     shares_from_index,
+    sketch_examples,
 )
 from workers.attribution.scan import EXACT_WIDTH, dots, float_product
 from workers.attribution.shares import shares_from_scores
@@ -146,7 +150,7 @@ def answer(world: World, question: str) -> str:
     return str(world.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-def rebuilt(world: World, rows: list[IndexedRow], out: Path) -> Index:
+def rebuilt(world: World, rows: list[IndexedRow], out: Path, progress: Any = None) -> Index:
     return build_index(
         world.model,
         world.tokenizer,
@@ -155,6 +159,7 @@ def rebuilt(world: World, rows: list[IndexedRow], out: Path) -> Index:
         adapter_sha256=ADAPTER,
         base_digest=BASE,
         config=CONFIG,
+        progress=progress,
     )
 
 
@@ -313,6 +318,64 @@ def test_a_crashed_build_leaves_nothing_that_counts(world: World, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
+def test_a_killed_build_goes_on_to_the_same_bytes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workshop, "MARK_BATCHES", 1)
+    sketched: list[int] = []
+    units = build._Camera.units
+
+    def counted(self: Any, examples: Any) -> Any:
+        sketched.append(len(examples))
+        return units(self, examples)
+
+    def die(phase: str, done: int, total: int) -> None:
+        if phase == "rows" and done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rebuilt(world, world.rows, tmp_path / "index", progress=die)
+    monkeypatch.setattr(build._Camera, "units", counted)
+    index = rebuilt(world, world.rows, tmp_path / "index")
+    assert index.manifest_sha256 == world.index.manifest_sha256
+    assert sum(sketched) < len(world.rows) // 2 + 1 + CONFIG.placebo_examples, "the rest, no fit"
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_what_a_build_of_other_rows_left_is_not_taken(world: World, tmp_path: Path) -> None:
+    def die(phase: str, done: int, total: int) -> None:
+        if phase == "placebo":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rebuilt(world, world.rows[:9], tmp_path / "index", progress=die)
+    one = rebuilt(world, world.rows[1:10], tmp_path / "index")
+    two = rebuilt(world, world.rows[1:10], tmp_path / "again")
+    assert one.manifest_sha256 == two.manifest_sha256
+
+
+def test_answers_in_a_batch_are_as_alone(world: World) -> None:
+    """Within the float noise of other padding: nobody's share moves by a thousandth."""
+    facts = world.rows[:5]
+    examples = [
+        encode_answer(world.tokenizer, f.prompt, f.completion * (1 + n), max_len=256)
+        for n, f in enumerate(facts)
+    ]
+    pad = pad_id(world.tokenizer)
+    together = sketch_examples(world.model, world.index, examples, pad)
+    scores = scores_from_sketches(world.index, together)
+    for example, sketch, batched in zip(examples, together, scores, strict=True):
+        alone = sketch_examples(world.model, world.index, [example], pad)[0]
+        assert np.abs(alone.vector.astype(int) - sketch.vector.astype(int)).max() <= 1
+        assert batched.tolist() == scores_from_sketch(world.index, sketch).tolist()
+        one, other = conclude(world.index, alone), conclude(world.index, sketch)
+        moved = dict(one.shares).keys() | dict(other.shares).keys()
+        assert all(
+            abs(dict(one.shares).get(who, 0) - dict(other.shares).get(who, 0)) < 1_000
+            for who in moved
+        )
+
+
 @pytest.mark.parametrize("name", [VECTORS, SCALES, ROWS, LENS, MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_index_is_refused(world: World, tmp_path: Path, name: str, damage: str) -> None:
@@ -409,6 +472,9 @@ def test_dot_products_are_exact_at_the_extremes(dim: int) -> None:
     expected = queries.astype(np.int64) @ vectors.T.astype(np.int64)
     assert dots(vectors, queries).tolist() == expected.tolist()
     assert float_product(vectors, queries).tolist() == expected.tolist()
+    for one in (queries[0][None], queries[:1], queries[0].reshape(1, -1)):  # strides of all kinds
+        assert dots(vectors, one).tolist() == expected[:1].tolist()
+        assert dots(vectors[:1], one).tolist() == expected[:1, :1].tolist()
 
 
 def test_fold_is_seeded_and_keeps_dot_products() -> None:

@@ -120,6 +120,9 @@ class Index:
     manifest_sha256: str
     rows: list[RowMeta]
     clusters: NDArray[np.int64]
+    names: list[str]
+    """Contributors, sorted; `codes` (rows,) says which of them gave a row."""
+    codes: NDArray[np.int64]
     vectors: NDArray[np.int8]
     scales: NDArray[np.uint32]
     whitener: Whitener = field(repr=False)
@@ -178,6 +181,8 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
         raise Inconsistent(f"{path}: files and manifest contradict each other: {error}") from error
     if len(rows) != count or len(scales) != count:
         raise Inconsistent(f"{path}: {len(rows)} rows and {len(scales)} scales, expected {count}")
+    names = sorted({row.contributor for row in rows})
+    code_of = {name: code for code, name in enumerate(names)}
     if not _represented(clusters):
         raise Inconsistent(f"{path}: a row's cluster is not a row that represents itself")
     return Index(
@@ -186,6 +191,8 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
         manifest_sha256=digest,
         rows=rows,
         clusters=clusters,
+        names=names,
+        codes=np.array([code_of[row.contributor] for row in rows], dtype=np.int64),
         vectors=vectors,
         scales=scales,
         whitener=Whitener(blocks, damping_ppm=manifest["config"]["damping_ppm"]),

@@ -33,6 +33,7 @@ QUERY_BATCH = 16
 DEFAULT_CONTEXT = 4_096
 """Tokens of prompt and answer, for a model that does not say its own limit."""
 
+_HALF = 32
 Messages = Sequence[Mapping[str, str]]
 Scores = NDArray[np.int64]
 
@@ -118,8 +119,8 @@ def conclude_from_scores(
     index: Index, sketch: Sketch, scores: Scores, *, terms: Terms = NO_TERMS
 ) -> AttributionResult:
     """`conclude` for scores that were computed already, several answers at once."""
-    shares = shares_from_index(index, sketch, scores, terms=terms)
     speaking = _speaking(index, terms)
+    shares = _shares(index, index.placebo(sketch), scores, speaking, terms)
     return AttributionResult(
         shares=shares.contributors,
         unattributed_ppm=shares.unattributed_ppm,
@@ -156,16 +157,36 @@ def shares_from_index(
     index: Index, sketch: Sketch, scores: Scores, *, terms: Terms = NO_TERMS
 ) -> Shares:
     """Shares by the rule of `shares.py` with this index's contributors, clusters and level."""
-    placebo = index.placebo(sketch)
-    rows = np.flatnonzero(_speaking(index, terms) & (scores > placebo)).tolist()
-    voices, lost = [], 0
-    for row in rows:
-        excess = int(scores[row]) - placebo
-        if index.rows[row].contribution in terms.withdrawn:
-            lost += excess
-        else:
-            voices.append((index.rows[row].contributor, excess))
+    return _shares(index, index.placebo(sketch), scores, _speaking(index, terms), terms)
+
+
+def _shares(
+    index: Index, placebo: int, scores: Scores, speaking: NDArray[np.bool_], terms: Terms
+) -> Shares:
+    rows = np.flatnonzero(speaking & (scores > placebo))
+    gone = np.zeros(len(rows), dtype=np.bool_)
+    if terms.withdrawn:
+        gone[:] = [index.rows[row].contribution in terms.withdrawn for row in rows.tolist()]
+    excess = scores[rows] - placebo
+    earned = _sums(index.codes[rows[~gone]], excess[~gone])
+    lost = sum(_sums(np.zeros(int(gone.sum()), dtype=np.int64), excess[gone]).values())
+    voices = ((index.names[code], weight) for code, weight in earned.items())
     return shares_from_voices(voices, placebo=placebo, lost=lost)
+
+
+def _sums(codes: NDArray[np.int64], values: Scores) -> dict[int, int]:
+    """Sum of `values` (0 to 2^63) by code, exactly: in two halves, which cannot overflow."""
+    if not len(codes):
+        return {}
+    order = np.argsort(codes, kind="stable")
+    codes, values = codes[order], values[order]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    high = np.add.reduceat(values >> _HALF, starts).tolist()
+    low = np.add.reduceat(values & ((1 << _HALF) - 1), starts).tolist()
+    return {
+        int(code): (h << _HALF) + rest
+        for code, h, rest in zip(codes[starts].tolist(), high, low, strict=True)
+    }
 
 
 def scores_sha256(scores: Scores) -> str:
