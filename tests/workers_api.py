@@ -239,6 +239,8 @@ class WorkersApi:
             case ["runs", run, "contributions"]:
                 self._need_token(token)
                 return self._contributions(self.run(run)["datanets"], query)
+            case ["runs", run, "terms"]:
+                return self._terms(self.run(run)["datanets"])
             case ["adapters"]:
                 wanted = query["status"].split(",")
                 return self._page([a for a in self._all("adapters") if a["status"] in wanted])
@@ -265,6 +267,16 @@ class WorkersApi:
         rows.sort(key=lambda row: row["index"])
         cursor = rows[1]["index"] if len(rows) > 2 else None
         return {"items": rows[:2], "next": cursor}
+
+    def _terms(self, datanets: list[str]) -> dict[str, Any]:
+        gone = [
+            key[0]
+            for key, row in self.rows.scan("contributions")
+            if row["datanet"] in datanets and row["status"] == "withdrawn"
+        ]
+        return {
+            "log_size": len(self.entries), "withdrawn": sorted(gone), "held": [], "splits": []
+        }  # fmt: skip
 
     def _page(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {"items": items, "next": None}

@@ -10,9 +10,7 @@ find a place, on a laptop with two cores too; their torch threads are set by han
 """
 
 import asyncio
-import base64
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ from typing import Any
 import ray
 import structlog
 
-from ledger.domain.canonical import canonical_json
-from ledger.domain.money import PPM_WHOLE
 from ledger.errors import ComputeError, InvalidEvent, LedgerError, NotFound, StorageError
 from ledger.ports import ChatDelta, ChatRequest
 from workers.artefacts import ArtefactCache
@@ -41,9 +37,6 @@ COALESCE_S = 0.02
 CALM_STREAMS = 2
 TRAINER_RESTARTS = 5
 """Deaths of a trainer's process that one attempt survives."""
-MAX_MODELS = 16
-MAX_INDEXES = 16
-NONE_METHOD = "none/v1"
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -223,119 +216,22 @@ class OpenLoRAActor:
 
 
 class AttributionActor:
-    """Whose rows shaped an answer. One base model, the adapters and indexes in use on top."""
+    """Whose rows shaped some answers: `influence.Influence` in a process of its own."""
 
     def __init__(self, spec: WorkerSpec, threads: int) -> None:
-        import torch
+        from workers.influence import Influence
 
-        from workers import base_model
+        self._influence = Influence(spec.client(), spec.home, spec.base_path(), threads)
 
-        torch.set_num_threads(threads)
-        self._client = spec.client()
-        self._cache = ArtefactCache(self._client, spec.home / "cache")
-        self._base, self._tokenizer = base_model.load(spec.base_path())
-        self._model: Any = None
-        self._models: OrderedDict[str, None] = OrderedDict()
-        self._indexes: OrderedDict[str, Any] = OrderedDict()
+    def attribute(self, inferences: list[dict[str, Any]]) -> list[Attributed | LedgerError]:
+        """As `Influence.attribute`; errors of single answers come as the API's clients know them,
+        since what crosses processes must be read on the other side."""
+        from workers.ray_errors import designed
 
-    def attribute(self, inference: dict[str, Any]) -> Attributed:
-        """Attribute one inference of the ledger's listing.
-
-        Raises NotFound, Unavailable, Inconsistent when something it needs cannot be had now. An
-        answer that cannot be attributed at all (blank, or a run without an index) is answered with
-        method NONE_METHOD and everything unattributed.
-        """
-        from workers.attribution.query import attribute
-
-        adapter = self._client.get(f"/v1/adapters/{plain_uuid(inference['adapter'])}")
-        run = self._client.get(f"/v1/runs/{adapter['run']}")
-        if not run.get("index_sha256"):
-            return _nobody(run, "the run recorded no attribution index")
-        transcript = self._transcript(inference["transcript_sha256"])
-        index = self._index_of(run["index_sha256"])
-        model = self._model_of(run)
-        try:
-            result = attribute(
-                model, self._tokenizer, index, transcript["messages"], transcript["output"]
-            )
-        except InvalidEvent as error:
-            return _nobody(run, error.message)
-        evidence = {
-            "v": 1,
-            "inference": inference["inference"],
-            "method": result.method,
-            "index_sha256": result.index_sha256,
-            "sketch": base64.b64encode(result.sketch).decode(),
-            "sketch_sha256": result.sketch_sha256,
-            "scores_sha256": result.scores_sha256,
-            "placebo": str(result.placebo),
-            # Scores may pass 2^53: decimal strings.
-            "top_rows": [
-                {"row": row, "contributor": contributor, "score": str(score)}
-                for row, contributor, score in result.top_rows
-            ],
-        }
-        return Attributed(
-            run=run["run"],
-            method=result.method,
-            index_sha256=result.index_sha256,
-            shares=result.shares,
-            unattributed_ppm=result.unattributed_ppm,
-            evidence=canonical_json(evidence),
-        )
-
-    def _transcript(self, sha256: str) -> dict[str, Any]:
-        from ledger.domain.canonical import parse_canonical
-
-        value = parse_canonical(self._client.get_blob(sha256))
-        return dict(value)
-
-    def _index_of(self, sha256: str) -> Any:
-        from workers.attribution.index import load_index
-
-        if sha256 not in self._indexes:
-            folder = self._cache.index(sha256)
-            try:
-                self._indexes[sha256] = load_index(folder, manifest_sha256=sha256)
-            except LedgerError:
-                self._cache.drop(folder)
-                raise
-            while len(self._indexes) > MAX_INDEXES:
-                self._indexes.popitem(last=False)
-        self._indexes.move_to_end(sha256)
-        return self._indexes[sha256]
-
-    def _model_of(self, run: Mapping[str, Any]) -> Any:
-        """The base with the run's adapter active, out of at most MAX_MODELS that stay loaded."""
-        from peft import PeftModel
-
-        name = str(run["adapter_sha256"])
-        if name not in self._models:
-            folder = str(self._cache.adapter(name, run["adapter_config_sha256"]))
-            if self._model is None:
-                self._model = PeftModel.from_pretrained(self._base, folder, adapter_name=name)
-            else:
-                self._model.load_adapter(folder, adapter_name=name)
-            self._models[name] = None
-        self._models.move_to_end(name)
-        self._model.set_adapter(name)
-        while len(self._models) > MAX_MODELS:
-            oldest, _ = self._models.popitem(last=False)
-            self._model.delete_adapter(oldest)
-        self._model.eval()
-        return self._model
-
-
-def _nobody(run: Mapping[str, Any], reason: str) -> Attributed:
-    evidence = {"v": 1, "method": NONE_METHOD, "reason": reason}
-    return Attributed(
-        run=str(run["run"]),
-        method=NONE_METHOD,
-        index_sha256=str(run.get("index_sha256") or "00" * 32),
-        shares=[],
-        unattributed_ppm=PPM_WHOLE,
-        evidence=canonical_json(evidence),
-    )
+        return [
+            designed(found) if isinstance(found, LedgerError) else found
+            for found in self._influence.attribute(inferences)
+        ]
 
 
 # --- handles -------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The attribution loop: pending inferences in, `attribution.recorded` out.
 
 Knows the client, the outbox and a handle that attributes; the engine itself sits behind the
-handle (`actors.AttributionActor`). The evidence is stored before the event that names its hash; the
+handle (`actors.AttributionActor`), which takes the answers of one adapter several at a time. The
+evidence is stored before the event that names its hash; the
 event's id is derived from the inference, so a loop killed anywhere repeats itself harmlessly.
 
 An event holds MAX_SHARES shares at most (`ledger.domain.events`). With more contributors the
@@ -14,8 +15,9 @@ good.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -34,6 +36,8 @@ RETRY_S = 2.0
 MAX_RETRY_S = 300.0
 MAX_BATCH = 200
 """Inferences per step, so that the outbox and `stop` get their turn."""
+TOGETHER = 16
+"""Inferences of one adapter that the engine takes at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,9 @@ class Attributed:
     evidence: bytes
 
 
-Attribute = Callable[[Mapping[str, Any]], Attributed]
+Inference = Mapping[str, Any]
+Attribute = Callable[[Sequence[Inference]], Sequence[Attributed | LedgerError]]
+"""Inferences of one adapter in, a result for each out. What it raises concerns all of them."""
 
 
 class Attributor:
@@ -71,6 +77,7 @@ class Attributor:
         self._clock = clock
         self._retry_at: dict[str, tuple[float, float]] = {}
         self._recorded: dict[str, None] = {}
+        self._alone: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`; pauses longer while ledger or Ray do not answer."""
@@ -91,18 +98,57 @@ class Attributor:
         """How many were recorded. Raises Unavailable when ledger or Ray do not answer."""
         self._outbox.replay()
         done = 0
-        for inference in self._client.pages("/v1/inferences", attribution="pending"):
-            name = str(inference["inference"])
-            if name in self._recorded or self._clock() < self._retry_at.get(name, (0.0, 0.0))[0]:
-                continue
-            if done == MAX_BATCH or (stop is not None and stop.is_set()):
+        for group in self._groups():
+            if stop is not None and stop.is_set():
                 break
-            done += self._one(name, inference)
+            done += self._attributed(group)
         return done
 
-    def _one(self, name: str, inference: Mapping[str, Any]) -> int:
+    def _groups(self) -> list[list[Inference]]:
+        """What is pending and due now, MAX_BATCH at most, by adapter, oldest first."""
+        by_adapter: dict[str, list[Inference]] = {}
+        alone: list[list[Inference]] = []
+        for inference in islice(self._due(), MAX_BATCH):
+            if inference["inference"] in self._alone:
+                alone.append([inference])
+            else:
+                by_adapter.setdefault(str(inference["adapter"]), []).append(inference)
+        together = [
+            waiting[start : start + TOGETHER]
+            for waiting in by_adapter.values()
+            for start in range(0, len(waiting), TOGETHER)
+        ]
+        return together + alone
+
+    def _due(self) -> Iterator[Inference]:
+        for inference in self._client.pages("/v1/inferences", attribution="pending"):
+            name = str(inference["inference"])
+            wait_until, _ = self._retry_at.get(name, (0.0, 0.0))
+            if name not in self._recorded and self._clock() >= wait_until:
+                yield inference
+
+    def _attributed(self, group: list[Inference]) -> int:
         try:
-            found = self._attribute(inference)
+            results = self._attribute(group)
+        except Unavailable as error:
+            # Should one of these take the engine down, it must not take the others with it again.
+            if len(group) == 1:
+                self._later(str(group[0]["inference"]), error)
+            self._alone |= {str(inference["inference"]) for inference in group}
+            raise
+        except LedgerError as error:
+            for inference in group:
+                self._later(str(inference["inference"]), error)
+            return 0
+        return sum(
+            self._one(str(inference["inference"]), inference, found)
+            for inference, found in zip(group, results, strict=True)
+        )
+
+    def _one(self, name: str, inference: Inference, found: Attributed | LedgerError) -> int:
+        try:
+            if isinstance(found, LedgerError):
+                raise found
             shares, unattributed_ppm = limit_shares(found.shares, found.unattributed_ppm)
             body = {
                 "inference": name,
@@ -116,7 +162,6 @@ class Attributor:
             }
             self._outbox.append("attribution.recorded", body, id=derived_id("attribution", name))
         except Unavailable as error:
-            # Should this very inference take the engine down, the others get their turn first.
             self._later(name, error)
             raise
         except Conflict as error:  # attributed already, by another worker
@@ -125,6 +170,7 @@ class Attributor:
             self._later(name, error)
             return 0
         self._retry_at.pop(name, None)
+        self._alone.discard(name)
         self._remember(name)
         return 1
 

@@ -131,7 +131,9 @@ class _Actors:
             self._serving = None
             raise designed(error) from error
 
-    def attribute(self, inference: Mapping[str, Any]) -> Attributed:
+    def attribute(
+        self, inferences: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Attributed | LedgerError]:
         info = self._connected()
         import ray
 
@@ -141,7 +143,10 @@ class _Actors:
         try:
             if self._attribution is None or self._attribution[0] != info.address:
                 self._attribution = (info.address, attribution_actor(self._spec, self._threads))
-            found: Attributed = self._get(self._attribution[1].attribute.remote(dict(inference)))
+            asked = [dict(inference) for inference in inferences]
+            found: list[Attributed | LedgerError] = self._get(
+                self._attribution[1].attribute.remote(asked)
+            )
             return found
         except ray.exceptions.RayError as error:
             raise designed(error) from error

@@ -1,6 +1,6 @@
 """The attribution loop with a scripted engine: what it records, repeats and never records."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,17 @@ import pytest
 
 from ledger.domain.canonical import canonical_json
 from ledger.domain.ids import derived_id, sha256_hex
-from ledger.errors import ComputeError, Inconsistent, Unavailable
+from ledger.errors import ComputeError, Inconsistent, LedgerError, Unavailable
 from tests.actors import ANN, BEN, Actor
 from tests.workers_api import WorkersApi, write_key
-from workers.attribute import MAX_PAUSE_S, RETRY_S, Attributed, Attributor, limit_shares
+from workers.attribute import (
+    MAX_PAUSE_S,
+    RETRY_S,
+    TOGETHER,
+    Attributed,
+    Attributor,
+    limit_shares,
+)
 from workers.link import WorkerClient
 from workers.outbox import Outbox
 
@@ -24,7 +31,8 @@ class World:
         self.client = WorkerClient(api.url, write_key(folder))
         self.outbox = Outbox(self.client, folder / "outbox")
         self.calls: list[str] = []
-        self.failures: dict[str, Exception] = {}
+        self.batches: list[int] = []
+        self.failures: dict[str, LedgerError] = {}
         self.shares = [(ANN.id, 700_000), (BEN.id, 200_000)]
         self.run = api.facts_run()
         api.do(self.worker(), "run.started", {"run": self.run, "attempt": 1, "submission_id": "x"})
@@ -40,10 +48,19 @@ class World:
     def worker(self) -> Actor:
         return Actor(77)
 
-    def attribute(self, inference: Mapping[str, Any]) -> Attributed:
+    def attribute(
+        self, inferences: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Attributed | LedgerError]:
+        self.batches.append(len(inferences))
+        return [self.one(inference) for inference in inferences]
+
+    def one(self, inference: Mapping[str, Any]) -> Attributed | LedgerError:
         self.calls.append(inference["inference"])
-        if inference["inference"] in self.failures:
-            raise self.failures[inference["inference"]]
+        failure = self.failures.get(inference["inference"])
+        if isinstance(failure, Unavailable):
+            raise failure  # the engine is gone, and all that it was asked with it
+        if failure is not None:
+            return failure
         return Attributed(
             run=self.run,
             method="ekfac-lora/v1",
@@ -112,10 +129,35 @@ def test_an_inference_that_kills_the_engine_goes_last(world: World) -> None:
     good = world.api.infer(world.adapter, "q", "good")
     world.failures[bad] = ComputeError("the worker process died")
     loop = world.loop()
-    with pytest.raises(Unavailable):
-        loop.step()
+    for _ in range(2):  # both at once, then each alone
+        with pytest.raises(Unavailable):
+            loop.step()
     assert loop.step() == 1
+    assert world.batches == [2, 1, 1]
     assert [e["inference"] for e in world.api.events("attribution.recorded")] == [good]
+
+
+def test_answers_of_one_adapter_go_together(world: World) -> None:
+    other = world.api.publish(world.run)
+    for n in range(TOGETHER + 3):
+        world.api.infer(other if n == 1 else world.adapter, "q", f"a{n}")
+    assert world.loop().step() == TOGETHER + 3
+    assert sorted(world.batches) == [1, 2, TOGETHER]
+
+
+def test_what_all_of_a_batch_lack_makes_all_wait(world: World) -> None:
+    names = [world.api.infer(world.adapter, "q", f"a{n}") for n in range(2)]
+
+    def attribute(_: Sequence[Mapping[str, Any]]) -> Sequence[Attributed | LedgerError]:
+        raise Inconsistent("the index is damaged")
+
+    loop = Attributor(world.client, world.outbox, attribute, clock=lambda: world.now)
+    assert loop.step() == 0
+    assert world.api.events("attribution.recorded") == []
+    loop._attribute = world.attribute
+    assert loop.step() == 0, "both wait RETRY_S"
+    world.now += RETRY_S
+    assert loop.step() == len(names)
 
 
 def test_more_contributors_than_an_event_holds() -> None:
