@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nacl.signing import SigningKey
 
 from ledger.aggregates.application import Gate, Ledger
-from ledger.client import load_key
+from ledger.client import Client, load_key
 from ledger.config import Settings
 from ledger.domain.envelope import Envelope
 from ledger.domain.ids import actor_of
@@ -488,6 +488,77 @@ def serving_engine(settings: Settings) -> ServingEngine:
 
     engine: ServingEngine = RayServingEngine(workers_home(settings))
     return engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What an evaluation of attribution found, for people and for programs."""
+
+    results: dict[str, Any]
+    text: str
+    files: list[Path]
+
+
+def evaluation(
+    settings: Settings,
+    *,
+    texts: Mapping[str, Sequence[Mapping[str, str]]] | None,
+    run: tuple[Client, str] | None,
+    answers: Sequence[tuple[str, str]],
+    base: Path | None,
+    recipe: Mapping[str, Any],
+    amounts: Mapping[str, Any],
+    parts: Sequence[str],
+    out: Path,
+    cpus: int | None,
+    tell: Callable[[str, int, int], None],
+) -> Evaluated:
+    """Evaluate attribution on a run's rows or on plain texts (exactly one of them is given).
+
+    `recipe` overrides settings of the run's recipe, or of the default one; `amounts` is what
+    `harness.Options` takes. Retrains on the worker
+    service's Ray when it runs, otherwise on one that lives as long as this call.
+    """
+    from workers import base_model as models
+    from workers import evaluate
+    from workers.evaluation import report
+    from workers.evaluation.harness import Options
+    from workers.evaluation.retrain import Query
+    from workers.evaluation.world import rows_from
+    from workers.training.config import TrainingConfig
+
+    path = base or (Path(settings.base_model) if settings.base_model else models.BUNDLED)
+    if run is not None:
+        client, name = run
+        rows, row = evaluate.run_rows(client, name)
+        recipe = {**row["config"], **recipe}
+        if row["base_model"] != (digest := models.digest(path)):
+            raise InvalidEvent(
+                f"run {name} was trained on base model {row['base_model']}; the one at {path} is "
+                f"{digest}. Pass the run's own with --base-model"
+            )
+        title = f"Run {name} ({row['name']})"
+    else:
+        assert texts is not None
+        rows, title = rows_from(texts), f"{sum(map(len, texts.values()))} rows of plain text"
+    request = evaluate.Request(
+        rows=rows,
+        base_path=path,
+        config=TrainingConfig.from_dict(recipe),
+        options=Options(**amounts),
+        title=f"{title}, base model {path.name}.",
+        out=out.absolute(),
+        queries=[Query(prompt=prompt, answer=answer) for prompt, answer in answers],
+        parts=tuple(parts) or evaluate.PARTS,
+    )
+    with (
+        evaluate.alone(request.out),
+        evaluate.on_ray(workers_home(settings), request.out, cpus=cpus) as deal,
+    ):
+        results = evaluate.evaluate(request, deal, tell)
+    names = ("results.json", "results.md", "plot.png")
+    files = [request.out / name for name in names if (request.out / name).exists()]
+    return Evaluated(results=results, text=report.text(results), files=files)
 
 
 def _info(settings: Settings, vkey: str, base: Mapping[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ledger.cli.context import Json, out, print_json
+from ledger.cli.evaluation import evaluate
 from ledger.cli.places import given_key
 from ledger.errors import NotFound
 from ledger.verify.bundle import MAX_BUNDLE_BYTES
@@ -27,6 +28,9 @@ LogKey = Annotated[
 @app.callback()
 def main() -> None:
     """Keeps each command a name of its own, however few there are."""
+
+
+app.command()(evaluate)
 
 
 @app.command()

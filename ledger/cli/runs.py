@@ -34,7 +34,7 @@ def request(
             "datanets": datanet,
             "base_model": base["digest"],
             "base_id": base["id"],
-            "config": _config(option or []),
+            "config": settings_from(option or []),
         }
         ledger.append("run.requested", body)
         out.print(run)
@@ -66,7 +66,7 @@ def show_run(run: str, as_json: Json = False) -> None:
         show(ledger.get(f"/v1/runs/{run}"), as_json=as_json)
 
 
-def _config(options: list[str]) -> dict[str, object]:
+def settings_from(options: list[str]) -> dict[str, object]:
     """`--set r=8 --set lr=0.001 --set target_modules=q_proj,v_proj`; floats stay strings."""
     config: dict[str, object] = {}
     for option in options:

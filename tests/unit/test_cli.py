@@ -11,7 +11,7 @@ import pytest
 
 from ledger.cli.contributions import read_rows, salted
 from ledger.cli.demo_data import MIN_CONTRIBUTORS, from_file, standard_library
-from ledger.cli.runs import _config
+from ledger.cli.runs import settings_from
 from ledger.client import Client, load_key
 from ledger.config import load_settings
 from ledger.domain.rows import decode_rows, encode_rows, rows_root
@@ -116,11 +116,11 @@ def test_rows_that_name_nobody_are_dealt(tmp_path: Path) -> None:
 
 
 def test_training_settings_from_words() -> None:
-    assert _config(["r=8", "lr=0.001", "target_modules=q_proj,v_proj"]) == {
+    assert settings_from(["r=8", "lr=0.001", "target_modules=q_proj,v_proj"]) == {
         "r": 8, "lr": "0.001", "target_modules": ["q_proj", "v_proj"],
     }  # fmt: skip
     with pytest.raises(InvalidEvent, match="KEY=VALUE"):
-        _config(["r"])
+        settings_from(["r"])
 
 
 def test_settings_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
