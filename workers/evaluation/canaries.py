@@ -6,6 +6,7 @@ ask with. Asked verbatim, its row must come first; asked in other words, it must
 ten whenever the model does tell the fact, for then nothing else can have told it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -31,12 +32,13 @@ class Canary:
     value: str
 
     def told_by(self, answer: str) -> bool:
-        """Whether an answer states the fact."""
-        return self.value.casefold() in answer.casefold()
+        """Whether an answer states the fact: its value, as words of their own."""
+        value = rf"(?<!\w){re.escape(self.value)}(?!\w)"
+        return re.search(value, answer, re.IGNORECASE) is not None
 
 
 def canaries(count: int, *, seed: int) -> list[Canary]:
-    """`count` facts about as many different things."""
+    """`count` facts about as many different things, none of whose rows tells another's value."""
     if not 1 <= count <= MAX_CANARIES:
         raise InvalidEvent(f"{count} canaries; expected 1 to MAX_CANARIES = {MAX_CANARIES}")
     random = Random(f"tributary/evaluation/canaries {seed}")  # noqa: S311 (no secret)
@@ -46,9 +48,10 @@ def canaries(count: int, *, seed: int) -> list[Canary]:
         if len(fact.questions) < 2 or fact.entity in found:
             continue
         prompt, reworded = random.sample(fact.questions, 2)
-        found[fact.entity] = Canary(
-            prompt=prompt, completion=fact.answer(), reworded=reworded, value=fact.value
-        )
+        new = Canary(prompt=prompt, completion=fact.answer(), reworded=reworded, value=fact.value)
+        others = found.values()
+        if not any(o.told_by(new.completion) or new.told_by(o.completion) for o in others):
+            found[fact.entity] = new
     return list(found.values())
 
 

@@ -18,12 +18,13 @@ answer that earns money is: the model's own words.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledger.errors import InvalidEvent
+from workers.attribution.index import IndexedRow
 from workers.attribution.query import conclude, sketch_answer
 from workers.evaluation import costs, lds, retrain, shapley
 from workers.evaluation.canaries import NEAR, Canary, canaries, recall
@@ -413,7 +414,7 @@ def costs_of(bench: Bench, world: World, scratch: Path, *, queries: int = 12) ->
     return found
 
 
-def small_world(rows: Sequence[Any], options: Options) -> World:
+def small_world(rows: Sequence[IndexedRow], options: Options) -> World:
     """The world of the payout game: few players, whose every coalition trains in seconds."""
     asked = options.players
     return draw(
@@ -421,5 +422,6 @@ def small_world(rows: Sequence[Any], options: Options) -> World:
         count=options.players * options.rows_per_player - asked,
         held_out=asked,
         per_contributor=options.rows_per_player,
+        contributors=options.players,
         seed=options.seed + 1,
     )

@@ -10,6 +10,7 @@ peft's A and B are plain linear layers, so it tracks them by name; all else is f
 import copy
 import logging
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +69,17 @@ class Fitted:
     ) -> tuple[NDArray[np.float64], float]:
         """(queries, rows), and the CPU seconds that it took."""
         started = time.process_time()
-        self.analyzer.compute_pairwise_scores(
-            scores_name="pairwise",
-            factors_name=FACTORS,
-            query_dataset=queries,
-            train_dataset=self.rows,
-            per_device_query_batch_size=query_batch,
-            per_device_train_batch_size=BATCH,
-            score_args=ScoreArguments(damping_factor=damping),
-            overwrite_output_dir=True,
-        )
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            self.analyzer.compute_pairwise_scores(
+                scores_name="pairwise",
+                factors_name=FACTORS,
+                query_dataset=queries,
+                train_dataset=self.rows,
+                per_device_query_batch_size=query_batch,
+                per_device_train_batch_size=BATCH,
+                score_args=ScoreArguments(damping_factor=damping),
+                overwrite_output_dir=True,
+            )
         seconds = time.process_time() - started
         found = self.analyzer.load_pairwise_scores("pairwise")["all_modules"]
         return found.double().numpy(), seconds
@@ -104,7 +106,10 @@ def fit(scene: Scene) -> Fitted:
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda part: collate(part, pad)))
     rows = scene.row_examples()
     started = time.process_time()
-    with torch.random.fork_rng(devices=[]):
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(action="ignore", category=FutureWarning),
+    ):
         torch.manual_seed(scene.seed)
         analyzer.fit_all_factors(
             factors_name=FACTORS,

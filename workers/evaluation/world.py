@@ -40,13 +40,15 @@ def draw(
     count: int,
     held_out: int,
     per_contributor: int | None = None,
+    contributors: int | None = None,
     seed: int = 0,
 ) -> World:
     """`count` rows to train on and `held_out` others, of contributors drawn by the seed.
 
     Fewer when the data has fewer. Contributors come in a drawn order, each with at most
-    `per_contributor` drawn rows, until there are enough; the last one may be cut short. Held-out
-    rows are drawn from all of them. Raises InvalidEvent when fewer than MIN_ROWS are left to train.
+    `per_contributor` drawn rows, until there are enough; the last one may be cut short. With
+    `contributors` it is that many, those with `per_contributor` rows first. Held-out rows are drawn
+    from all of them. Raises InvalidEvent when fewer than MIN_ROWS are left to train.
     """
     random = Random(f"tributary/evaluation/world {seed}")  # noqa: S311 (no secret)
     by: dict[str, list[IndexedRow]] = {}
@@ -54,6 +56,9 @@ def draw(
         by.setdefault(row.contributor, []).append(row)
     names = sorted(by)
     random.shuffle(names)
+    if contributors is not None:
+        names.sort(key=lambda name: -min(len(by[name]), per_contributor or len(by[name])))
+        names = names[:contributors]
     taken: list[IndexedRow] = []
     for name in names:
         mine = by[name]
