@@ -17,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,23 @@ CHAT_TEMPLATE = (
 """A system message goes before the user's text: the corpus has no third speaker."""
 
 
-def make(out: Path, *, steps: int = STEPS, quiet: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The size of the model; the defaults are the bundled one's. Benchmarks make others."""
+
+    hidden: int = 128
+    intermediate: int = 384
+    layers: int = 5
+    heads: int = 4
+    seed: int = SEED
+
+
+BUNDLED_SHAPE = Shape()
+
+
+def make(
+    out: Path, *, steps: int = STEPS, shape: Shape = BUNDLED_SHAPE, quiet: bool = False
+) -> dict[str, Any]:
     """Write the model folder to `out`; returns what the model card states (sizes, loss, time)."""
     torch.use_deterministic_algorithms(True)
     switch: Any = torch.utils.deterministic
@@ -74,7 +91,7 @@ def make(out: Path, *, steps: int = STEPS, quiet: bool = False) -> dict[str, Any
     torch.set_num_threads(THREADS)
     started = time.monotonic()
     tokenizer = train_tokenizer()
-    model, loss, tokens = pretrain(tokenizer, steps, quiet=quiet)
+    model, loss, tokens = pretrain(tokenizer, steps, shape=shape, quiet=quiet)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": steps,
@@ -116,16 +133,16 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build() -> LlamaForCausalLM:
-    torch.manual_seed(SEED)
+def build(shape: Shape = BUNDLED_SHAPE) -> LlamaForCausalLM:
+    torch.manual_seed(shape.seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB_SIZE,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
             max_position_embeddings=CONTEXT,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
             tie_word_embeddings=True,
@@ -138,10 +155,14 @@ def build() -> LlamaForCausalLM:
 
 
 def pretrain(
-    tokenizer: PreTrainedTokenizerFast, steps: int, *, quiet: bool
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    *,
+    shape: Shape = BUNDLED_SHAPE,
+    quiet: bool = False,
 ) -> tuple[LlamaForCausalLM, float, int]:
     """Returns the model, the mean answer loss of the last 50 steps (nats) and the tokens seen."""
-    model = build().train()
+    model = build(shape).train()
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
