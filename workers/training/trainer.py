@@ -157,6 +157,22 @@ def epoch_batches(
     return [batches[int(i)] for i in shuffled]
 
 
+def environment() -> dict[str, dict[str, str]]:
+    """Versions and platform that a result depends on, as the manifest has them."""
+    return {
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+        "platform": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+
+
 def steps_in_all(config: TrainingConfig, rows: int) -> int:
     return config.epochs * math.ceil(rows / config.batch_size)
 
@@ -193,16 +209,7 @@ def _plan(
         "examples_sha256": hashlib.sha256(texts).hexdigest(),
         "order_seed": config.seed,
         "threads": config.threads,
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
-        "platform": {
-            "system": platform.system(),
-            "machine": platform.machine(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        },
+        **environment(),
     }
     return _Plan(
         config=config,
