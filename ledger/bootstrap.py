@@ -42,6 +42,7 @@ from ledger.log.receipts import Promises, ReceiptIssuer
 from ledger.log.serving import LogFiles
 from ledger.log.signer import LogSigner
 from ledger.log.sources import StoreSource
+from ledger.log.trained import TrainedOn
 from ledger.ports import BlobStore, Credentials, RestoreSession, ServingEngine, TileStore
 from ledger.remote import HttpSource
 from ledger.store.archive import ArchiveOpener, PostgresArchive, restoring
@@ -305,8 +306,20 @@ def check_evm_receipt(receipt: Receipt) -> None:
 
 
 def gates(
-    blobs: BlobStore, base_digest: str, credentials: Credentials, queries: Queries
+    blobs: BlobStore,
+    base_digest: str,
+    credentials: Credentials,
+    queries: Queries,
+    trained: TrainedOn,
 ) -> dict[str, Gate]:
+    from ledger.api.quota import Quota
+
+    quota = Quota(queries, system_clock)
+
+    def contributed(events: Sequence[Envelope]) -> None:
+        rows_match(events)
+        quota.check(events)  # last: it counts what it lets pass
+
     def rows_match(events: Sequence[Envelope]) -> None:
         claims = {(event.body["rows_sha256"], event.actor) for event in events}
         # Hashes are public. Were naming one enough, anyone could claim another's private rows.
@@ -363,8 +376,26 @@ def gates(
                 field="body.shares",
             )
 
+    def the_run_used_it(event: Envelope) -> None:
+        adapter = queries.adapter(event.body["adapter"])
+        run = queries.run(adapter["run"]) if adapter else None
+        if run is None:
+            raise NotFound(f"adapter {event.body['adapter']} is not projected yet; retry shortly")
+        if event.body["contribution"] not in trained.rows(run["manifest_sha256"]):
+            raise Conflict(
+                f"the adapter was trained without contribution {event.body['contribution']}: the "
+                f"manifest {run['manifest_sha256']} of its run does not name it",
+                field="body.contribution",
+            )
+
+    def evidence_is_there(event: Envelope) -> None:
+        if event.body["evidence_sha256"] is not None:
+            _need_blob(blobs, event.body["evidence_sha256"], "evidence_sha256")
+
     return {
-        "contribution.recorded": rows_match,
+        "contribution.recorded": contributed,
+        "contribution.held": _each(evidence_is_there),
+        "adapter.recalled": _each(the_run_used_it),
         "identity.evm_bound": _each(address_signed),
         "run.requested": _each(base_is_ours),
         "run.completed": _each(
@@ -402,9 +433,7 @@ def api_services(settings: Settings) -> Iterator["Services"]:
     base = base_model(settings)
     with (
         store(settings, pool_size=API_POOL, name="api") as box,
-        application(
-            box, gates(box.blobs, base["digest"], PostgresCredentials(box.pool), box.queries)
-        ) as ledger,
+        _gated(box, base["digest"], trained := TrainedOn(box.blobs)) as ledger,
         log_cosigners(settings) as cosigners,
     ):
         signer = log_signer(settings)
@@ -438,9 +467,15 @@ def api_services(settings: Settings) -> Iterator["Services"]:
             info=_info(settings, signer.vkey_text, base),
             health=lambda: health(box, cosigners),
             projected=projection_runner(box).position,
+            trained=trained,
             serving=serving_engine(settings),
             cosigners=cosigners,
         )
+
+
+def _gated(box: Store, base_digest: str, trained: TrainedOn) -> AbstractContextManager[Ledger]:
+    credentials = PostgresCredentials(box.pool)
+    return application(box, gates(box.blobs, base_digest, credentials, box.queries, trained))
 
 
 def _bundles(box: Store, bundler: Bundler) -> Callable[..., bytes]:

@@ -16,16 +16,17 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from ledger.errors import StorageError, TooLarge
+from projections.consent_queries import ConsentQueries
 
 MAX_PAGE = 1_000
 MAX_LINEAGE = 100_000
-BUCKETS = ("prepaid", "accrued", "held", "available", "paid")
+BUCKETS = ("prepaid", "accrued", "withheld", "held", "available", "paid")
 
 Found = dict[str, Any]
 _JSON_COLUMNS = frozenset({"reviewers", "config", "datanets"})
 
 
-class Queries:
+class Queries(ConsentQueries):
     """Read helpers over one pool. Thread-safe, like the pool."""
 
     def __init__(self, pool: ConnectionPool) -> None:
@@ -180,13 +181,15 @@ class Queries:
         after: int = -1,
         limit: int = MAX_PAGE,
     ) -> list[Found]:
-        """In the order of the log; `after` is the index of the last one seen."""
+        """In the order of the log; `after` is the index of the last one seen. `held`: now."""
         return self._all(
-            'SELECT * FROM projections.contributions WHERE "index" > %(after)s'
-            " AND (%(datanet)s::text IS NULL OR datanet = %(datanet)s)"
-            " AND (%(status)s::text IS NULL OR status = %(status)s)"
-            " AND (%(contributor)s::text IS NULL OR contributor = %(contributor)s)"
-            ' ORDER BY "index" LIMIT %(limit)s',
+            "SELECT c.*, coalesce(h.active, false) AS held FROM projections.contributions AS c"
+            " LEFT JOIN projections.holds AS h ON h.contribution = c.contribution"
+            ' WHERE c."index" > %(after)s'
+            " AND (%(datanet)s::text IS NULL OR c.datanet = %(datanet)s)"
+            " AND (%(status)s::text IS NULL OR c.status = %(status)s)"
+            " AND (%(contributor)s::text IS NULL OR c.contributor = %(contributor)s)"
+            ' ORDER BY c."index" LIMIT %(limit)s',
             after=after,
             datanet=datanet,
             status=status,
@@ -216,14 +219,17 @@ class Queries:
         return self._one("SELECT * FROM projections.runs WHERE run = %s", run)
 
     def run_inputs(self, run: str) -> list[Found]:
-        """The contributions that a run may train on: approved, and not withdrawn, when it was
-        requested, whatever became of them later. In the order of approval."""
+        """The contributions that a run may train on: approved, and neither withdrawn nor held, when
+        it was requested, whatever became of them later. In the order of approval; `held` says
+        whether they are held now."""
         return self._all(
-            "SELECT c.*, l.parent AS approved_index FROM projections.things AS t"
+            "SELECT c.*, l.parent AS approved_index, coalesce(h.active, false) AS held"
+            " FROM projections.things AS t"
             " JOIN projections.lineage AS l ON l.child = t.\"index\" AND l.field = 'inputs'"
             " JOIN projections.lineage AS s"
             "   ON s.child = l.parent AND s.field = 'contribution'"
             ' JOIN projections.contributions AS c ON c."index" = s.parent'
+            " LEFT JOIN projections.holds AS h ON h.contribution = c.contribution"
             " WHERE t.kind = 'run' AND t.id = %s ORDER BY l.parent",
             run,
         )
@@ -418,9 +424,9 @@ class Queries:
 
     def blob_readers(self, sha256: str) -> list[str]:
         """Who may read private bytes: rows are for their contributor and the datanet's owner and
-        reviewers, a transcript is for the consumer who paid."""
+        reviewers, and so is what a hold rests on; a transcript is for the consumer who paid."""
         readers: set[str] = set()
-        for row in self._all(_ROWS_READERS, sha256):
+        for row in self._all(_ROWS_READERS, sha256, sha256):
             readers |= {row["contributor"], row["owner"], *row["reviewers"]}
         readers |= {row["consumer"] for row in self._all(_TRANSCRIPT_READERS, sha256)}
         return sorted(readers)
@@ -475,6 +481,9 @@ _PUBLIC_BLOB: LiteralString = """
 _ROWS_READERS: LiteralString = """
     SELECT c.contributor, d.owner, d.reviewers FROM projections.contributions AS c
       JOIN projections.datanets AS d USING (datanet) WHERE c.rows_sha256 = %s
+    UNION ALL
+    SELECT h.contributor, d.owner, d.reviewers FROM projections.holds AS h
+      JOIN projections.datanets AS d USING (datanet) WHERE h.evidence_sha256 = %s
 """
 _TRANSCRIPT_READERS: LiteralString = """
     SELECT consumer FROM projections.inferences WHERE transcript_sha256 = %s

@@ -228,12 +228,19 @@ class Service:
         completed = {
             "run": run, "attempt": 1, "manifest_sha256": worker.put_blob(canonical_json(manifest)),
             "adapter_sha256": saved.sha256, "adapter_config_sha256": saved.config_sha256,
-            "index_sha256": worker.put_blob(b"an index"), "index_root": "ab" * 32,
+            "index_sha256": worker.put_blob(self._index()), "index_root": "ab" * 32,
             "rows_count": 6, "contributions_count": 2, "steps": 3, "loss": "1.5",
         }  # fmt: skip
         self.made["completed"] = completed
         worker.append("run.completed", completed)
         return run
+
+    def _index(self) -> bytes:
+        """The manifest of an index of one file; nothing here scores by it."""
+        vectors = bytes(range(256)) * 4
+        sha256 = self.client("worker").put_blob(vectors)
+        stamp = {"bytes": len(vectors), "sha256": sha256}
+        return canonical_json({"files": {"vectors.i8": stamp}, "rows": 6})
 
     def publish(
         self,
@@ -256,13 +263,14 @@ class Service:
         self.settle()
         return adapter
 
-    def attribute(self, inference: str) -> int:
+    def attribute(self, inference: str, **evidence: Any) -> int:
         """As the attribution worker records it: six parts ann, three ben, one nobody."""
         worker = self.client("worker")
+        told = {"v": 1, "inference": inference, "method": "test/v1", **evidence}
         body = {
             "inference": inference, "adapter": self.made["adapter"], "run": self.made["run"],
             "method": "test/v1", "index_sha256": self.made["completed"]["index_sha256"],
-            "evidence_sha256": worker.put_blob(f"evidence of {inference}".encode()),
+            "evidence_sha256": worker.put_blob(canonical_json(told)),
             "shares": [
                 {"contributor": self.actor("ann"), "ppm": 600_000},
                 {"contributor": self.actor("ben"), "ppm": 300_000},

@@ -16,8 +16,10 @@ from prometheus_fastapi_instrumentator import Instrumentator, metrics
 from ledger.api import problems
 from ledger.api.direct import DirectLane, refuse_nul
 from ledger.api.routes import (
+    attribution,
     blobs,
     catalogue,
+    consent,
     events,
     health,
     lineage,
@@ -47,7 +49,10 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for module in (health, events, blobs, catalogue, money, lineage, openai, log, verifier):
+    for module in (
+        health, events, blobs, catalogue, consent, attribution, money, lineage, openai, log,
+        verifier,
+    ):  # fmt: skip
         app.include_router(module.router)
     _measure(app)
     return app

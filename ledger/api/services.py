@@ -20,6 +20,7 @@ from ledger.log.cosign import Cosigners
 from ledger.log.prover import Prover
 from ledger.log.receipts import ReceiptIssuer
 from ledger.log.serving import LogFiles
+from ledger.log.trained import TrainedOn
 from ledger.ports import (
     BlobStore,
     Credentials,
@@ -102,6 +103,7 @@ class Services:
     info: dict[str, Any]
     health: Callable[[], list[tuple[str, bool, str]]]
     projected: Callable[[], int]
+    trained: TrainedOn
     serving: ServingEngine | None = None
     cosigners: Cosigners | None = None
     reservations: Reservations = field(default_factory=Reservations)

@@ -32,6 +32,7 @@ from tests.unit.lineage_world import ScannedIndex
 from tests.unit.made_chain import l1_section
 
 CONTRACT = "0x" + "12" * 20
+APPROVED = {"contribution.recorded", "contribution.approved", "datanet.created"}
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,10 @@ def live(api: Service) -> None:
     answer(api, 2)
     activate(api, 3)
     claim(api, 3, "ann")
-    answer(api, 1)
+    settle_between_them(api)
     activate(api, 4)
     claim(api, 4, "ann")
+    recalled(api)
     refused(api)
     anchored = api.services.tiles.latest()
     assert anchored
@@ -86,6 +88,34 @@ def live(api: Service) -> None:
     )  # fmt: skip
     dev.append("adapter.retired", {"adapter": made["adapter"], "reason": "there is a better one"})
     owner.append("datanet.closed", {"datanet": made["datanet"], "reason": "complete"})
+
+
+def settle_between_them(api: Service) -> None:
+    """An answer while ann is held, whose part comes with the release; appeals of two rows."""
+    owner, ann, worker = (api.client(name) for name in ("owner", "ann", "worker"))
+    ids = {field: api.made["ann"][field] for field in ("contribution", "datanet")}
+    evidence = worker.put_blob(b"what the gate saw")
+    held = {"reason": "stuffing", "note": "many alike", "evidence_sha256": evidence}
+    worker.append("contribution.held", {**ids, **held})
+    answer(api, 1)
+    owner.append("contribution.released", {**ids, "note": "they are not"})
+    for row, what in ((0, "split"), (1, "upheld")):
+        ann.append("cluster.appealed", {**ids, "row": row, "reason": "nobody's copy"})
+        owner.append(f"cluster.{what}", {**ids, "row": row, "note": "compared"})
+
+
+def recalled(api: Service) -> None:
+    """Ben withdraws, and a second adapter of the run is recalled for it."""
+    ids = {field: api.made["ben"][field] for field in ("contribution", "datanet")}
+    limits = {
+        "max_rows_per_contribution": 100, "max_contributions_per_day": 9, "max_rows_per_day": 500,
+    }  # fmt: skip
+    policy = {"datanet": ids["datanet"], **limits, "on_withdrawal": "retire"}
+    api.client("owner").append("datanet.policy_set", policy)
+    api.client("ben").append("contribution.withdrawn", {**ids, "reason": "mine again"})
+    adapter = api.publish(api.made["run"], api.made["saved"], "dev/second")
+    body = {"adapter": adapter, **ids, "reason": "withdrawn"}
+    api.client("worker").append("adapter.recalled", body)
 
 
 def refused(api: Service) -> None:
@@ -211,12 +241,20 @@ def test_every_event_has_a_bundle_that_verifies(api: Service) -> None:
         ("identity.evm_bound", {"identity.registered"}),
         ("contribution.rejected", {"contribution.recorded", "datanet.created"}),
         ("contribution.withdrawn", {"contribution.recorded", "datanet.created"}),
+        ("contribution.held", APPROVED),
+        ("cluster.split", APPROVED),
+        ("datanet.policy_set", {"datanet.created"}),
         ("run.failed", {"run.requested", "datanet.created"}),
         ("deposit.recorded", {"identity.registered"}),
         ("datanet.closed", {"datanet.created"}),
         ("payout.activated", {"payout.proposed", "period.closed", "period.cutoff"}),
         ("payout.vetoed", {"payout.proposed", "period.closed", "period.cutoff"}),
         ("period.abandoned", {"period.closed", "period.cutoff"}),
+        (
+            "adapter.recalled",
+            {"adapter.published", "run.completed", "run.requested", "contribution.recorded",
+             "contribution.approved", "datanet.created"},
+        ),
         (
             "adapter.retired",
             {"adapter.published", "run.completed", "run.requested", "contribution.recorded",

@@ -80,7 +80,7 @@ def queries(pool: ConnectionPool, story: Story) -> Queries:
 
 def test_balances_name_every_bucket(queries: Queries) -> None:
     assert queries.balances(ANN) == {
-        "prepaid": 0, "accrued": 0, "held": 0, "available": 200, "paid": 100,
+        "prepaid": 0, "accrued": 0, "withheld": 0, "held": 0, "available": 200, "paid": 100,
     }  # fmt: skip
     assert queries.balances("protocol") == {"main": 50}
     assert queries.balances(actor(99))["paid"] == 0

@@ -27,8 +27,10 @@ import typer
 
 from ledger import errors
 from ledger.api.routes import (
+    attribution,
     blobs,
     catalogue,
+    consent,
     events,
     health,
     lineage,
@@ -55,6 +57,9 @@ README, ARCHITECTURE, DECISIONS, FORMATS, OPERATIONS = (
 )
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 READY_TIMEOUT_S = 30.0
+ROUTES = (
+    health, events, blobs, catalogue, consent, attribution, money, lineage, openai, log, verifier,
+)  # fmt: skip
 BLOCK_TIMEOUT_S = 60.0
 
 
@@ -126,7 +131,7 @@ def test_every_route_and_no_other() -> None:
     documented = [code(row[0]) for row in table(section(FORMATS, "HTTP API"))]
     there = [
         f"{method} {route.path.replace(':path', '')}"  # type: ignore[attr-defined]
-        for module in (health, events, blobs, catalogue, money, lineage, openai, log, verifier)
+        for module in ROUTES
         for route in module.router.routes
         for method in route.methods  # type: ignore[attr-defined]
     ]

@@ -1,10 +1,12 @@
 """What there is: identities, datanets, contributions, runs, adapters. Read from projections."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from ledger.api.auth import Anyone, Box, Caller
+from ledger.api.routes.consent import recalls_due
 from ledger.api.shapes import found, page
 from ledger.domain.events import MAX_INTEGER
 from ledger.errors import Forbidden
@@ -35,7 +37,9 @@ def datanets(who: Anyone, box: Box, status: str | None = None) -> dict[str, Any]
 
 @router.get("/v1/datanets/{datanet}", summary="One datanet")
 def datanet(datanet: str, who: Anyone, box: Box) -> dict[str, Any]:
-    return found(box.queries.datanet(datanet), f"datanet {datanet}")
+    """With its policy: the limits in force, and what a withdrawal does to adapters."""
+    row = found(box.queries.datanet(datanet), f"datanet {datanet}")
+    return {**row, "policy": asdict(box.queries.policy(datanet))}
 
 
 @router.get("/v1/contributions", summary="Contributions, in log order")
@@ -60,7 +64,9 @@ def contributions(
 
 @router.get("/v1/contributions/{contribution}", summary="One contribution")
 def contribution(contribution: str, who: Anyone, box: Box) -> dict[str, Any]:
-    return found(box.queries.contribution(contribution), f"contribution {contribution}")
+    """With its newest hold, in force (`active`) or not, or null."""
+    row = found(box.queries.contribution(contribution), f"contribution {contribution}")
+    return {**row, "hold": box.queries.hold(contribution)}
 
 
 @router.get("/v1/runs", summary="Training runs; several statuses may be given with commas")
@@ -79,16 +85,27 @@ def run(run: str, who: Anyone, box: Box) -> dict[str, Any]:
 
 @router.get("/v1/runs/{run}/contributions", summary="What a run trains on (workers)")
 def run_contributions(run: str, caller: Caller, box: Box) -> dict[str, Any]:
-    """Approved when the run was requested and not withdrawn since, in log order."""
+    """Approved when the run was requested, neither withdrawn nor held now, in log order."""
     if not box.has_role(caller, "worker"):
         raise Forbidden("only workers read the inputs of a run")
     found(box.queries.run(run), f"run {run}")
-    rows = [r for r in box.queries.run_inputs(run) if r["status"] != "withdrawn"]
+    rows = box.queries.run_inputs(run)
+    rows = [row for row in rows if row["status"] != "withdrawn" and not row["held"]]
     return page(sorted(rows, key=lambda r: r["index"]))
 
 
-@router.get("/v1/adapters", summary="Adapters, newest first")
-def adapters(who: Anyone, box: Box, status: str | None = None) -> dict[str, Any]:
+@router.get("/v1/adapters", summary="Adapters, newest first; ?recall=due for workers")
+def adapters(
+    who: Anyone,
+    box: Box,
+    status: str | None = None,
+    recall: Annotated[str | None, Query(pattern="^due$")] = None,
+    after: Annotated[str | None, Query(pattern=r"^\d{1,18}\.[0-9a-f-]{36}$")] = None,
+) -> dict[str, Any]:
+    """With `recall=due`: the published ones that used a contribution which was withdrawn, of a
+    datanet whose policy retires them; `after` is the cursor `next` of that listing."""
+    if recall:
+        return recalls_due(box, after)
     return page(box.queries.adapters(status=status))
 
 
