@@ -1,7 +1,7 @@
 """A small HTTP server with the part of the API that workers use, over a ledger in memory.
 
 Only the transport and the listings are a stand-in: events are decided by the real aggregates,
-folded by the real catalogue projection, refused with real problem documents. `lose_answers`
+folded by the real projections, refused with real problem documents. `lose_answers`
 makes it do the work and cut the connection, as a crash of the network would.
 """
 
@@ -21,9 +21,9 @@ from ledger.domain.ids import sha256_hex
 from ledger.domain.login import verify_login
 from ledger.domain.rows import DataRow, encode_rows, rows_root
 from ledger.errors import LedgerError, NotFound, StorageError, Unauthenticated
-from projections.base import ANOMALIES
-from projections.catalogue import PROJECTION
+from ledger.verify.manifest import parse_manifest
 from projections.memory import MemoryRows
+from projections.registry import TABLES, fold
 from tests.actors import ANN, BEN, DEV, EVE, LOG, OPERATOR, OWNER, Actor, MemoryLedger
 from workers import base_model
 
@@ -51,7 +51,7 @@ class WorkersApi:
     def __init__(self) -> None:
         self.world = MemoryLedger()
         self.world.ledger._clock = now_us
-        self.rows = MemoryRows((*PROJECTION.tables, ANOMALIES))
+        self.rows = MemoryRows(TABLES)
         self.entries: list[Entry] = []
         self.blobs: dict[str, bytes] = {}
         self.inferences: dict[str, dict[str, Any]] = {}
@@ -87,9 +87,7 @@ class WorkersApi:
             event = decode_envelope(raw)
             entry = Entry(index=appended.index, recorded_at=now_us(), envelope=event)
             self.entries.append(entry)
-            fold = PROJECTION.folds.get(event.type)
-            if fold:
-                fold(self.rows, entry)
+            fold(self.rows, entry)
             if event.type == "inference.recorded":
                 self.inferences[event.body["inference"]] = {
                     **event.body, "index": entry.index, "attribution": None,
@@ -241,6 +239,8 @@ class WorkersApi:
                 return self._contributions(self.run(run)["datanets"], query)
             case ["runs", run, "terms"]:
                 return self._terms(self.run(run)["datanets"])
+            case ["adapters"] if "recall" in query:
+                return self._page(self._recalls_due())
             case ["adapters"]:
                 wanted = query["status"].split(",")
                 return self._page([a for a in self._all("adapters") if a["status"] in wanted])
@@ -252,6 +252,25 @@ class WorkersApi:
                 return self._page([dict(i) for i in found if i["attribution"] is None])
         raise NotFound("/".join(parts))
 
+    def _recalls_due(self) -> list[dict[str, Any]]:
+        """As the API answers: by the manifest of each published adapter's run."""
+        found = []
+        for adapter in self._all("adapters"):
+            manifest = self.blobs.get(str(self.run(adapter["run"])["manifest_sha256"]))
+            for id in parse_manifest(manifest).rows if manifest else ():
+                row = self.rows.get("contributions", (id,))
+                policy = self.rows.get("datanet_policies", (row["datanet"],)) if row else None
+                if row is None or policy is None or adapter["status"] != "published":
+                    continue
+                if (row["status"], policy["on_withdrawal"]) == ("withdrawn", "retire"):
+                    named = {"contribution": id, "datanet": row["datanet"]}
+                    found.append({**adapter, **named, "withdrawal": row["note"]})
+        return found
+
+    def _held(self, contribution: str) -> bool:
+        hold = self.rows.get("holds", (contribution,))
+        return hold is not None and bool(hold["active"])
+
     def _all(self, table: str) -> list[dict[str, Any]]:
         read = self.run if table == "runs" else self.adapter
         return [read(key[0]) for key, _ in self.rows.scan(table)]
@@ -262,7 +281,10 @@ class WorkersApi:
         rows = [
             {"contribution": key[0], **row}
             for key, row in self.rows.scan("contributions")
-            if row["datanet"] in datanets and row["status"] == "approved" and row["index"] > after
+            if row["datanet"] in datanets
+            and row["status"] == "approved"
+            and row["index"] > after
+            and not self._held(key[0])
         ]
         rows.sort(key=lambda row: row["index"])
         cursor = rows[1]["index"] if len(rows) > 2 else None

@@ -18,7 +18,7 @@ attempt: repeating a step that a crash cut short does nothing twice. The crash b
 A job that Ray does not know was lost with its cluster. It is submitted again under the same id,
 but only MAX_SUBMISSIONS times (counted on disk): a run that takes the whole cluster down with it
 must end too. One dispatcher per ledger: two with different clusters would train everything twice,
-and the ledger would still hold each event once.
+and the ledger would still hold each event once. On its way it recalls what is due (`recalls`).
 """
 
 import shlex
@@ -35,6 +35,7 @@ from ledger.errors import ComputeError, Conflict, LedgerError, Unavailable
 from workers import jobs, ray_cluster
 from workers.link import WorkerSpec
 from workers.outbox import Outbox
+from workers.recalls import Recalls
 
 log = structlog.get_logger(__name__)
 
@@ -150,6 +151,7 @@ class Dispatcher:
         self._max_concurrent = max_concurrent
         self._max_attempts = max_attempts
         self._clock = clock
+        self._recalls = Recalls(client, outbox, clock=clock)
         self._succeeded_at: dict[str, float] = {}
         self._begun: set[str] = set()
         self._ended: set[str] = set()
@@ -181,6 +183,7 @@ class Dispatcher:
         for run in waiting[: max(0, self._max_concurrent - len(started))]:
             self._guarded(self._begin, run, 1)
         self._stop_orphans({str(run["run"]) for run in active}, statuses)
+        self._recalls.step()
 
     def _guarded(self, work: Callable[..., None], run: Mapping[str, Any], *more: Any) -> None:
         try:
