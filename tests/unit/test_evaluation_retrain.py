@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ledger.errors import InvalidEvent
 from workers import base_model
 from workers.attribution.gradients import loss_sums
 from workers.attribution.query import encode_answer
-from workers.evaluation import harness, retrain
+from workers.evaluation import harness, report, retrain
 from workers.evaluation.canaries import canaries, recall
 from workers.evaluation.harness import Bench, Job
 from workers.evaluation.retrain import Query, Trial, Unit
@@ -248,6 +249,16 @@ def test_an_evaluation_without_answers_or_with_unknown_methods_is_refused(trial:
         harness.Options(methods=("nonsense",))
     with pytest.raises(InvalidEvent, match="subsets"):
         harness.Options(subsets=2)
+
+
+def test_without_matplotlib_there_is_no_plot_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "workers.evaluation.plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    found = report.write({"title": "Nothing.", "missing": {"dattri": "not installed"}}, tmp_path)
+    assert [path.name for path in found] == ["results.json", "results.md"]
+    assert "- dattri: not installed" in (tmp_path / "results.md").read_text()
 
 
 def test_results_hold_plain_numbers(trial: Trial) -> None:

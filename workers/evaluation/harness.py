@@ -401,15 +401,22 @@ def _verbatim(fact: Canary) -> Query:
 # --- costs --------------------------------------------------------------------------------------
 
 
-def costs_of(bench: Bench, world: World, scratch: Path, *, queries: int = 12) -> list[Cost]:
-    """CPU time a query over half of the world's rows and over all of them."""
+def costs_of(
+    bench: Bench,
+    world: World,
+    scratch: Path,
+    *,
+    sizes: Sequence[int] | None = None,
+    queries: int = 12,
+) -> list[Cost]:
+    """CPU time a query over the first `sizes` rows; by default a half of them, and all."""
     asked = [Query(prompt=r.prompt, answer=r.completion) for r in world.rows[:queries]]
     trial = bench.trial(world, asked)
     (adapter,) = bench.adapters(trial, 1)
     count = len(world.rows)
     bench.report("costs", 0, 1)
     scene = scene_of(bench, trial, adapter, asked, scratch / "costs", 0)
-    found = costs.growth(scene, [count // 2, count])
+    found = costs.growth(scene, sizes or [count // 2, count])
     bench.report("costs", 1, 1)
     return found
 

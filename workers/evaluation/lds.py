@@ -113,9 +113,9 @@ def pooled(parts: Sequence[tuple[Mapping[str, float], Mapping[str, Floats]]]) ->
     means = {n: float(np.mean([m[n] for m, _ in parts])) for n in names}
     drawn: dict[str, Floats] = {n: np.mean([d[n] for _, d in parts], axis=0) for n in names}
     return Comparison(
-        scores={n: _interval(means[n], drawn[n]) for n in names},
+        scores={n: _interval(means[n], drawn[n], bound=1) for n in names},
         against={
-            (a, b): _interval(means[a] - means[b], drawn[a] - drawn[b])
+            (a, b): _interval(means[a] - means[b], drawn[a] - drawn[b], bound=2)
             for a in names
             for b in names
             if a != b
@@ -133,12 +133,14 @@ def ceiling(measured: Floats, again: Floats) -> Estimate:
     return compare({"again": again}, measured).scores["again"]
 
 
-def _interval(mean: float, drawn: Floats) -> Estimate:
+def _interval(mean: float, drawn: Floats, *, bound: float) -> Estimate:
     # Centred on the estimate: resampling subsets makes ties, which lower every correlation a
     # little; the spread of the draws is what is wanted, not their mean (a basic correction).
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(drawn - drawn.mean(), [tail, 1 - tail])
-    return Estimate(mean=mean, low=mean + float(low), high=mean + float(high))
+    return Estimate(
+        mean=mean, low=max(-bound, mean + float(low)), high=min(bound, mean + float(high))
+    )
 
 
 def _ranks(values: Floats) -> Floats:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ledger.errors import ComputeError
 from workers.evaluation.methods import LABELS
 from workers.evaluation.scene import NotInstalled
 
@@ -20,15 +19,18 @@ PEERS = ("kronfluence", "datainf")
 DPI = 110
 
 
+def panels(results: Mapping[str, Any]) -> list[str]:
+    """The parts of the results that can be drawn."""
+    return [name for name in ("fidelity", "payout") if results.get(name)]
+
+
 def draw(results: Mapping[str, Any], path: Path) -> Path:
     """Bars of LDS with their intervals, payout error beside them; a PNG of some tens of KB."""
-    panels = [name for name in ("fidelity", "payout") if results.get(name)]
-    if not panels:
-        raise ComputeError("nothing was measured that could be drawn")
-    figure = Figure(figsize=(5.4 * len(panels), 3.4), layout="constrained")
+    shown = panels(results)
+    figure = Figure(figsize=(5.4 * len(shown), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, name in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), number)
+    for number, name in enumerate(shown, 1):
+        axes = figure.add_subplot(1, len(shown), number)
         (_lds if name == "fidelity" else _payout)(axes, results[name])
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -209,10 +209,10 @@ def write(results: dict[str, Any], out: Path) -> list[Path]:
         _write(out / "results.md", markdown(results).encode()),
     ]
     try:
-        from workers.evaluation.plot import draw
+        from workers.evaluation.plot import draw, panels
     except NotInstalled:
         return written
-    return [*written, draw(results, out / "plot.png")]
+    return [*written, draw(results, out / "plot.png")] if panels(results) else written
 
 
 def _interval(estimate: Mapping[str, Any], *, sign: str = "") -> str:
