@@ -15,6 +15,7 @@ from ledger.cli import (
     adapters,
     attribution,
     audit,
+    consent,
     contributions,
     datanets,
     demo,
@@ -46,6 +47,7 @@ for module in (
     witness, receipts, evidence, attribution,
 ):  # fmt: skip
     app.add_typer(module.app)
+consent.register(contributions.app)
 service.register(app)
 demo.register(app)
 log.register(app)

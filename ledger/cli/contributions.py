@@ -203,7 +203,9 @@ def reject(contribution: str, reason: Annotated[str, typer.Option()], who: As = 
 def withdraw(
     contribution: str, reason: Annotated[str, typer.Option()] = "", who: As = "me"
 ) -> None:
-    """Withdraw your contribution: it is not trained on any more."""
+    """Withdraw your contribution: it is trained on no more, and earns no more.
+
+    `tributary contribution adapters` lists what was trained on it before."""
     _decide("withdrawn", contribution, {"reason": reason}, who)
 
 

@@ -1,17 +1,21 @@
 """Training runs: fine-tune without code. The worker turns a request into a Ray job."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
 
 from ledger.cli.context import As, Json, client, listing, out, show
-from ledger.errors import InvalidEvent
+from ledger.client import Client
+from ledger.domain.ids import sha256_hex
+from ledger.errors import Conflict, Inconsistent, InvalidEvent
+from ledger.verify.manifest import parse_manifest
 
 app = typer.Typer(name="run", no_args_is_help=True, help="Train LoRA adapters.")
 
 COLUMNS = ["run", "name", "status", "attempt", "adapter_sha256"]
 FINISHED = ("completed", "failed", "cancelled")
+MAX_ROWS_SAID = 20
 
 
 @app.command()
@@ -64,6 +68,67 @@ def show_run(run: str, as_json: Json = False) -> None:
     """One run."""
     with client() as ledger:
         show(ledger.get(f"/v1/runs/{run}"), as_json=as_json)
+
+
+@app.command()
+def excludes(run: str, contribution: str, as_json: Json = False) -> None:
+    """Show from a run's training manifest that no row of a contribution is in it.
+
+    The manifest is held against the hash that `run.completed` commits to.
+    Exit 1 where the run was trained on the contribution."""
+    with client() as ledger:
+        # Asked for first: an id that nobody has is left out of every manifest.
+        count = ledger.get(f"/v1/contributions/{contribution}")["rows_count"]
+        event = _completed(ledger, run)
+        name = event["body"]["manifest_sha256"]
+        data = ledger.get_blob(name)
+    if sha256_hex(data) != name:
+        raise Inconsistent(f"the manifest that the ledger gave is not {name}")
+    rows = parse_manifest(data).rows
+    used = sorted(rows.get(contribution, ()))
+    found = {
+        "excluded": not used,
+        "run": run,
+        "contribution": contribution,
+        "rows": used,
+        "manifest_sha256": name,
+        "manifest_rows": sum(map(len, rows.values())),
+        "index": event["index"],
+    }
+    if as_json:
+        show(found, as_json=True)
+    else:
+        _say_excluded(found, count)
+    raise typer.Exit(1 if used else 0)
+
+
+def _completed(ledger: Client, run: str) -> Any:
+    """The run.completed of a run, as the log has it."""
+    row = ledger.get(f"/v1/runs/{run}")
+    if row["status"] != "completed":
+        raise Conflict(f"the run is {row['status']}: only a completed one has a manifest")
+    event = ledger.get(f"/v1/events/{row['finished_index']}")
+    if (event["type"], event["body"].get("run")) != ("run.completed", run):
+        raise Inconsistent(f"entry {row['finished_index']} is not the run.completed of {run}")
+    return event
+
+
+def _say_excluded(found: dict[str, Any], count: int) -> None:
+    named = f"run {found['run']}"
+    if found["excluded"]:
+        out.print(
+            f"{named} leaves out contribution {found['contribution']}: none of its {count} rows is "
+            f"among the {found['manifest_rows']} that it was trained on"
+        )
+    else:
+        shown = ", ".join(map(str, found["rows"][:MAX_ROWS_SAID]))
+        more = ", ..." if len(found["rows"]) > MAX_ROWS_SAID else ""
+        out.print(
+            f"{named} was trained on {len(found['rows'])} of the {count} rows of contribution "
+            f"{found['contribution']}: {shown}{more}"
+        )
+    out.print(f"manifest {found['manifest_sha256']}, by run.completed at index {found['index']}")
+    out.print(f"proof: tributary log bundle {found['index']}")
 
 
 def settings_from(options: list[str]) -> dict[str, object]:

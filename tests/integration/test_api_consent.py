@@ -6,15 +6,18 @@ hand."""
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from ledger.cli.app import app
 from ledger.domain.canonical import canonical_json
 from ledger.domain.rows import DataRow, encode_rows, rows_root
 from ledger.errors import Backpressure, Conflict, Forbidden, NotFound, TooLarge
-from tests.api_world import MODEL, LocalEngine, Service, service
+from tests.api_world import MODEL, LocalEngine, Service, key_of, service
 from tests.integration.test_api_events import problem
 from tests.integration.test_api_money import HELLO
 from workers.attribution.terms import Terms
@@ -381,3 +384,96 @@ def test_evidence_that_is_no_json_is_said_to_be_none(api: Service) -> None:
     api.settle()
     with api.http() as http:
         problem(http.get(f"/v1/inferences/{inference}/attribution"), 422, "inconsistent")
+
+
+# --- on the command line ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(api: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRIBUTARY_HOME", str(tmp_path))
+    monkeypatch.setenv("TRIBUTARY_API", api.url)
+    (tmp_path / "keys").mkdir()
+    for name in ("owner", "ann", "ben", "worker"):
+        (tmp_path / "keys" / f"{name}.key").write_text(bytes(key_of(name)).hex())
+    return tmp_path
+
+
+def tributary(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def said(*words: str) -> str:
+    done = tributary(*words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return " ".join(done.output.split())
+
+
+def test_a_policy_is_shown_and_set_in_parts(api: Service, home: Path) -> None:
+    net = datanet(api)
+    api.settle()
+    shown = json.loads(said("datanet", "policy", net, "--json"))
+    assert (shown["on_withdrawal"], shown["max_rows_per_day"]) == ("keep", 1_000_000)
+    said("datanet", "policy", net, "--on-withdrawal", "retire", "--as", "owner")
+    api.settle()
+    said("datanet", "policy", net, "--max-rows", "7", "--as", "owner")
+    api.settle()
+    shown = json.loads(said("datanet", "policy", net, "--json"))
+    assert (shown["on_withdrawal"], shown["max_rows_per_contribution"]) == ("retire", 7)
+    refused = tributary("datanet", "policy", net, "--max-rows", "9", "--as", "ann")
+    assert isinstance(refused.exception, Forbidden)
+    assert tributary("datanet", "policy", net, "--on-withdrawal", "burn").exit_code == 2
+
+
+def test_hold_release_appeal_and_decide(api: Service, home: Path) -> None:
+    net = datanet(api)
+    given = api.contribute("ann", net)["contribution"]
+    api.settle()
+    (home / "seen.txt").write_text("forty times the same")
+    seen = ("--evidence", str(home / "seen.txt"))
+    assert "held at index" in said(
+        "contribution", "hold", given, "--reason", "junk", "--note", "x", *seen, "--as", "worker"
+    )
+    api.settle()
+    hold = json.loads(said("contribution", "show", given, "--json"))["hold"]
+    assert hold["active"]
+    assert api.client("ann").get_blob(hold["evidence_sha256"]) == b"forty times the same"
+    early = tributary("contribution", "release", given, "--as", "ann")
+    assert isinstance(early.exception, Forbidden)
+    assert "released at index" in said("contribution", "release", given, "--as", "owner")
+    for row in ("0", "1"):
+        said("contribution", "appeal", given, "--row", row, "--reason", "mine", "--as", "ann")
+    said("contribution", "split", given, "--row", "0", "--as", "owner")
+    said("contribution", "uphold", given, "--row", "1", "--note", "a copy", "--as", "owner")
+    api.settle()
+    listed = json.loads(said("contribution", "appeals", "--datanet", net, "--json"))
+    assert [(row["row"], row["status"]) for row in listed] == [(0, "split"), (1, "upheld")]
+    assert tributary("contribution", "hold", given, "--reason", "dislike").exit_code == 2
+
+
+def test_a_run_excludes_or_it_does_not(api: Service, home: Path) -> None:
+    net = datanet(api)
+    ann, ben = (api.contribute(name, net) for name in ("ann", "ben"))
+    first, second = request_run(api, net), request_run(api, net)
+    complete_run(api, first, [ann, ben])
+    api.client("ann").append("contribution.withdrawn", {**ids(ann), "reason": ""})
+    complete_run(api, second, [ben])
+    api.settle()
+    before = tributary("run", "excludes", first, ann["contribution"])
+    assert before.exit_code == 1
+    assert "was trained on 3 of the 3 rows" in " ".join(before.output.split())
+    text = said("run", "excludes", second, ann["contribution"])
+    done = api.client("eve").get(f"/v1/runs/{second}")
+    assert "none of its 3 rows is among the 3 that it was trained on" in text
+    assert f"manifest {done['manifest_sha256']}, by run.completed" in text
+    assert f"at index {done['finished_index']}" in text
+    found = json.loads(said("run", "excludes", second, ann["contribution"], "--json"))
+    assert (found["excluded"], found["rows"], found["index"]) == (True, [], done["finished_index"])
+    listed = json.loads(said("contribution", "adapters", ann["contribution"], "--json"))
+    assert [(row["run"], row["rows"]) for row in listed] == [(first, 3)]
+    nobody = tributary("run", "excludes", second, str(uuid4()))
+    assert isinstance(nobody.exception, NotFound)
+    waiting = request_run(api, net)
+    api.settle()
+    unfinished = tributary("run", "excludes", waiting, ann["contribution"])
+    assert isinstance(unfinished.exception, Conflict)
