@@ -47,7 +47,7 @@ from workers.attribution.query import (
 )
 from workers.attribution.scan import EXACT_WIDTH, dots, float_product
 from workers.attribution.shares import shares_from_scores
-from workers.attribution.sketch import Fold, Sketch, fit_projection, quantise
+from workers.attribution.sketch import Sketch, fit_projection, quantise, select
 from workers.training.config import TrainingConfig
 from workers.training.data import pad_id, prompt_ids
 from workers.training.trainer import TrainingRow, train
@@ -323,11 +323,11 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(workshop, "MARK_BATCHES", 1)
     sketched: list[int] = []
-    units = build._Camera.units
+    whitened = build._Camera.whitened
 
     def counted(self: Any, examples: Any) -> Any:
         sketched.append(len(examples))
-        return units(self, examples)
+        return whitened(self, examples)
 
     def die(phase: str, done: int, total: int) -> None:
         if phase == "rows" and done > total // 2:
@@ -335,7 +335,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
 
     with pytest.raises(KeyboardInterrupt):
         rebuilt(world, world.rows, tmp_path / "index", progress=die)
-    monkeypatch.setattr(build._Camera, "units", counted)
+    monkeypatch.setattr(build._Camera, "whitened", counted)
     index = rebuilt(world, world.rows, tmp_path / "index")
     assert index.manifest_sha256 == world.index.manifest_sha256
     assert sum(sketched) < len(world.rows) // 2 + 1 + CONFIG.placebo_examples, "the rest, no fit"
@@ -477,15 +477,23 @@ def test_dot_products_are_exact_at_the_extremes(dim: int) -> None:
         assert dots(vectors[:1], one).tolist() == expected[:1, :1].tolist()
 
 
-def test_fold_is_seeded_and_keeps_dot_products() -> None:
+def test_selection_takes_the_coordinates_of_most_energy() -> None:
+    assert select(torch.tensor([1.0, 5.0, 0.0, 5.0, 2.0]), 3).tolist() == [1, 3, 4]
+    assert select(torch.ones(4), 2).tolist() == [0, 1], "ties by number"
+    assert select(torch.ones(3), 9).tolist() == [0, 1, 2]
+
+
+def test_the_ridge_is_traks_inverse_in_the_rows_own_basis() -> None:
     torch.manual_seed(0)
-    vectors = torch.nn.functional.normalize(torch.randn(20, 50_000))
-    fold = Fold(width=50_000, seed=1, dim=8192)
-    assert torch.equal(fold(vectors), Fold(width=50_000, seed=1, dim=8192)(vectors))
-    assert not torch.equal(fold(vectors), Fold(width=50_000, seed=2, dim=8192)(vectors))
-    error = (fold(vectors) @ fold(vectors).T - vectors @ vectors.T).abs()
-    assert error.max() < 6 / 8192**0.5
-    assert torch.equal(Fold(width=9, seed=1)(vectors[:, :9]), vectors[:, :9])
+    rows = torch.nn.functional.normalize(torch.randn(30, 200) + 2.0)
+    matrix = fit_projection(rows, dim=30, ridge_ppm=1_000_000).matrix()
+    query = torch.randn(5, 200)
+    gram = (rows @ rows.T).double()
+    ridge = torch.trace(gram) / 30
+    expected = (query @ rows.T).double() @ torch.linalg.inv(gram + ridge * torch.eye(30)) * ridge
+    torch.testing.assert_close(
+        ((query @ matrix) @ (rows @ matrix).T).double(), expected, atol=0.03, rtol=0.02
+    )
 
 
 def test_projection_keeps_what_the_rows_span() -> None:

@@ -1,9 +1,9 @@
 """Build an attribution index from a trained adapter and the rows it was trained on.
 
 Four walks over the rows, each in bounded memory: two over a seeded sample for curvature
-(`curvature.py`), one over a seeded sample for the principal directions (`sketch.py`), one over all
-rows to sketch each. Then clusters of near-duplicates, the placebo level, and the folder of
-`index.py`. The walks run on the merged model (`gradients.merged`).
+(`curvature.py`), one over a seeded sample for coordinates and principal directions (`sketch.py`),
+one over all rows to sketch each. Then clusters of near-duplicates, the placebo level, and the
+folder of `index.py`. The walks run on the merged model (`gradients.merged`).
 
 A killed build leaves a `.building-*` folder beside `out_dir` (`workshop.py`); the next build of the
 same inputs goes on there, any other sweeps it away. Everything random comes from `config.seed`;
@@ -31,9 +31,9 @@ from ledger.domain.canonical import canonical_json
 from ledger.domain.money import PPM_WHOLE
 from ledger.errors import Conflict, InvalidEvent, TooLarge
 from workers.attribution import dedup
-from workers.attribution.curvature import Block, Whitener, estimate
+from workers.attribution.curvature import Whitener, estimate
 from workers.attribution.examples import Examples, encode_all
-from workers.attribution.gradients import Site, lora_sites, merged
+from workers.attribution.gradients import Site, at_strength, lora_sites, merged
 from workers.attribution.index import (
     FORMAT,
     LENS,
@@ -45,15 +45,16 @@ from workers.attribution.index import (
     Index,
     IndexConfig,
     IndexedRow,
+    Lens,
     RowMeta,
     file_sha256,
-    folded_gradients,
     lens_of,
     load_index,
     row_root_of,
     scores_of,
+    whitened_gradients,
 )
-from workers.attribution.sketch import Fold, Projection, fit_projection, quantise, sketches
+from workers.attribution.sketch import fit_projection, quantise, select, sketches
 from workers.attribution.workshop import RowFiles, Workshop
 from workers.training.data import IGNORED, Example, collate, pad_id
 
@@ -64,6 +65,9 @@ GRADIENT_FLOATS = 32 * 2**20
 """Floats that the per-example gradients of one batch may take: 128 MiB."""
 BATCH = 16
 """Examples a batch, where they fit: larger ones leave the CPU's caches."""
+PILOT_FLOATS = 64 * 2**20
+"""Floats of the pilot rows' gradients, all of which are in memory at once: 256 MiB."""
+MIN_PILOTS = 16
 _TINY = 1e-300
 
 Progress = Callable[[str, int, int], None]
@@ -95,9 +99,9 @@ def build_index(
     sites = lora_sites(model)
     inputs = _inputs(rows, sites, config, adapter_sha256, base_digest)
     workshop = Workshop(out_dir, inputs)
-    with merged(sites):
-        camera = _camera(workshop, model, sites, examples, config, pad_id(tokenizer), report)
-        files = _sketch_rows(workshop, camera, examples, report)
+    with at_strength(sites, config.strength_ppm), merged(sites):
+        lensed = _lensed(workshop, model, sites, examples, config, pad_id(tokenizer), report)
+        files = _sketch_rows(workshop, lensed, examples, report)
         exponent, scales = _whole_scales(files.steps)
         clusters = dedup.clusters(
             [(r.prompt, r.completion) for r in rows],
@@ -107,7 +111,7 @@ def build_index(
         )
         own = np.array(clusters) == np.arange(len(rows))
         report("placebo", 0, config.placebo_examples)
-        level = _placebo_level(camera, examples, config, files.vectors, scales, own)
+        level = _placebo_level(lensed, examples, config, files.vectors, scales, own)
     lines = [
         canonical_json(asdict(_meta(row, cluster)))
         for row, cluster in zip(rows, clusters, strict=True)
@@ -117,7 +121,7 @@ def build_index(
     (work / ROWS).write_bytes(b"".join(line + b"\n" for line in lines))
     manifest = {
         **inputs,
-        "dim": camera.projection.dim,
+        "dim": int(lensed.matrix.shape[1]),
         "row_root": row_root_of(files.vectors, scales, lines).hex(),
         "unit_exponent": exponent,
         "placebo_level": str(level),
@@ -129,25 +133,38 @@ def build_index(
 
 @dataclass(frozen=True, kw_only=True)
 class _Camera:
-    """From examples to unit rows and their sketches, batch by batch."""
+    """From examples to whitened gradients, unit rows and their sketches, batch by batch."""
 
     model: nn.Module
     sites: list[Site]
     whitener: Whitener
-    fold: Fold
-    projection: Projection
     pad: int
     batch: int
 
-    def units(self, examples: Sequence[Example]) -> Tensor:
-        """(batch, folded): folded gradients over their norm before folding."""
-        folded, norms = folded_gradients(
-            self.model, self.sites, self.whitener, self.fold, collate(examples, self.pad)
+    def whitened(self, examples: Sequence[Example]) -> Tensor:
+        """(batch, width) of norm 1."""
+        found = whitened_gradients(
+            self.model, self.sites, self.whitener, collate(examples, self.pad)
         )
-        return folded / norms.clamp_min(_TINY).unsqueeze(1).float()
+        norms = found.double().norm(dim=1, keepdim=True)
+        return found.div_(norms.clamp_min(_TINY).float())
 
 
-def _camera(
+@dataclass(frozen=True, kw_only=True)
+class _Lensed:
+    """A camera and its lens, from examples to what an index holds of them."""
+
+    camera: _Camera
+    coordinates: Tensor
+    matrix: Tensor
+
+    def sketch(self, examples: Sequence[Example]) -> tuple[NDArray[np.int8], Tensor]:
+        """Entries (batch, dim) of unit rows, and the value of one step each."""
+        units = self.camera.whitened(examples)[:, self.coordinates]
+        return quantise(units @ self.matrix)
+
+
+def _lensed(
     workshop: Workshop,
     model: nn.Module,
     sites: list[Site],
@@ -155,55 +172,62 @@ def _camera(
     config: IndexConfig,
     pad: int,
     report: Progress,
-) -> _Camera:
-    """The lens: curvature and principal directions, from seeded samples of the rows."""
+) -> _Lensed:
+    """The lens of a killed build, or a new one from seeded samples of the rows."""
     width = sum(s.rows * s.cols for s in sites)
     size = max(1, min(BATCH, GRADIENT_FLOATS // width))
-    fold = Fold(width=width, seed=config.seed, dim=config.folded)
-    tensors = workshop.lens()
-    if tensors is not None:
-        blocks, projection = lens_of(tensors, [s.name for s in sites])
-        whitener = Whitener(blocks, damping_ppm=config.damping_ppm)
-    else:
-        random = Random(config.seed)  # noqa: S311 (sampling, no secret)
-        count = len(examples)
-        sample = random.sample(range(count), min(count, config.curvature_examples))
-        report("curvature", 0, len(sample))
+    kept = workshop.lens()
+    random = Random(config.seed)  # noqa: S311 (sampling, no secret)
+    sample = random.sample(range(len(examples)), min(len(examples), config.curvature_examples))
+    report("curvature", 0, len(sample))
+    if kept is None:
+        few = sample[: config.covariance_examples]
         blocks = estimate(
             model,
             sites,
-            _batches(examples, sample, size, pad),
+            _Collated(examples, examples.batches(sample, size), pad),
             seed=config.seed,
-            covariances=_batches(examples, sample[: config.covariance_examples], size, pad),
+            covariances=_Collated(examples, examples.batches(few, size), pad),
         )
-        whitener = Whitener(blocks, damping_ppm=config.damping_ppm)
-        nothing = Projection(entries=torch.zeros(fold.dim, 0), steps=torch.zeros(0))
-        bare = _Camera(
-            model=model, sites=sites, whitener=whitener, fold=fold, projection=nothing,
-            pad=pad, batch=size,
-        )  # fmt: skip
-        fitted = random.sample(range(count), min(count, config.fit_rows))
-        report("rows", 0, count)
-        units = [
-            bare.units([examples[row] for row in part]) for part in examples.batches(fitted, size)
+    else:
+        lens = lens_of(kept, [s.name for s in sites])
+        blocks = lens.blocks
+    whitener = Whitener(blocks, damping_ppm=config.damping_ppm)
+    camera = _Camera(model=model, sites=sites, whitener=whitener, pad=pad, batch=size)
+    report("rows", 0, len(examples))
+    if kept is None:
+        lens = _fitted(camera, examples, config, random)
+        workshop.keep_lens(lens.tensors())
+    return _Lensed(camera=camera, coordinates=lens.coordinates, matrix=lens.projection.matrix())
+
+
+def _fitted(camera: _Camera, examples: Examples, config: IndexConfig, random: Random) -> Lens:
+    """Coordinates from some pilot rows, which stay in memory; directions from `fit_rows`."""
+    rows = random.sample(range(len(examples)), min(len(examples), config.fit_rows))
+    pilots = min(config.pilot_rows, max(MIN_PILOTS, PILOT_FLOATS // camera.whitener.width))
+    pilot = torch.cat(
+        [
+            camera.whitened([examples[row] for row in part])
+            for part in examples.batches(rows[:pilots], camera.batch)
         ]
-        projection = fit_projection(torch.cat(units), dim=config.dim)
-        workshop.keep_lens(_tensors(blocks, projection))
-    return _Camera(
-        model=model, sites=sites, whitener=whitener, fold=fold, projection=projection,
-        pad=pad, batch=size,
-    )  # fmt: skip
+    )
+    coordinates = select(pilot.square().sum(dim=0), config.kept)
+    units = [pilot[:, coordinates]]
+    del pilot
+    for part in examples.batches(rows[pilots:], camera.batch):
+        units.append(camera.whitened([examples[row] for row in part])[:, coordinates])
+    projection = fit_projection(torch.cat(units), dim=config.dim, ridge_ppm=config.ridge_ppm)
+    return Lens(blocks=camera.whitener.blocks, coordinates=coordinates, projection=projection)
 
 
 def _sketch_rows(
-    workshop: Workshop, camera: _Camera, examples: Examples, report: Progress
+    workshop: Workshop, lensed: _Lensed, examples: Examples, report: Progress
 ) -> RowFiles:
-    files = workshop.open_rows(len(examples), camera.projection.dim)
-    matrix = camera.projection.matrix()
+    files = workshop.open_rows(len(examples), lensed.matrix.shape[1])
     done = 0
-    for part in examples.batches(range(len(examples)), camera.batch):
+    for part in examples.batches(range(len(examples)), lensed.camera.batch):
         if not files.has(part):
-            vectors, steps = quantise(camera.units([examples[row] for row in part]) @ matrix)
+            vectors, steps = lensed.sketch([examples[row] for row in part])
             files.put(part, vectors, steps.numpy())
         done += len(part)
         report("rows", done, len(examples))
@@ -212,7 +236,7 @@ def _sketch_rows(
 
 
 def _placebo_level(
-    camera: _Camera,
+    lensed: _Lensed,
     examples: Examples,
     config: IndexConfig,
     vectors: NDArray[np.int8],
@@ -221,15 +245,14 @@ def _placebo_level(
 ) -> int:
     """The quantile, over placebos, of the best score per unit of norm (2^-LEVEL_SHIFT)."""
     placebos = _placebos(examples, config.placebo_examples, Random(config.seed))  # noqa: S311
-    matrix = camera.projection.matrix()
     levels: list[int] = []
-    for start in range(0, len(placebos), camera.batch):
-        units = camera.units(placebos[start : start + camera.batch])
-        entries, steps = quantise(units @ matrix)
+    size = lensed.camera.batch
+    for start in range(0, len(placebos), size):
+        entries, steps = lensed.sketch(placebos[start : start + size])
         best = scores_of(vectors, scales, entries)[:, own].max(axis=1)
         # The norm of a unit vector is 1: its sketch has norm 1/step.
         for sketch, score in zip(
-            sketches(entries, steps, torch.ones(len(units))), best.tolist(), strict=True
+            sketches(entries, steps, torch.ones(len(entries))), best.tolist(), strict=True
         ):
             levels.append((max(score, 0) << LEVEL_SHIFT) // max(sketch.norm, 1))
     return sorted(levels)[(len(levels) - 1) * config.placebo_quantile_ppm // PPM_WHOLE]
@@ -256,10 +279,6 @@ def _placebos(examples: Examples, count: int, random: Random) -> list[Example]:
         labels = [IGNORED] * len(head) + tail
         placebos.append(Example(row_id="placebo", input_ids=head + tail, labels=labels))
     return placebos
-
-
-def _batches(examples: Examples, chosen: Sequence[int], size: int, pad: int) -> "_Collated":
-    return _Collated(examples, examples.batches(chosen, size), pad)
 
 
 @dataclass(frozen=True)
@@ -327,15 +346,6 @@ def _meta(row: IndexedRow, cluster: int) -> RowMeta:
         registered_index=row.registered_index,
         cluster=cluster,
     )
-
-
-def _tensors(blocks: Sequence[Block], projection: Projection) -> dict[str, Tensor]:
-    tensors = {"directions": projection.entries, "direction_steps": projection.steps}
-    for block in blocks:
-        tensors[f"{block.name}/in"] = block.basis_in.contiguous()
-        tensors[f"{block.name}/out"] = block.basis_out.contiguous()
-        tensors[f"{block.name}/eigenvalues"] = block.eigenvalues.contiguous()
-    return tensors
 
 
 def _versions() -> dict[str, str]:

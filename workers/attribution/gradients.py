@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ledger.domain.money import PPM_WHOLE
 from ledger.errors import ComputeError, InvalidEvent
 from workers.training.data import IGNORED
 
@@ -179,6 +180,23 @@ def recording(model: nn.Module, sites: Sequence[Site]) -> Iterator[Tape]:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+@contextmanager
+def at_strength(sites: Sequence[Site], strength_ppm: int) -> Iterator[None]:
+    """The adapter at a part of its strength: the model runs on W + strength s B A.
+
+    Why one would: an adapter at full strength has learnt its rows, and what is learnt has next to
+    no gradient left. Halfway back to the base the rows still pull, each in its own direction.
+    """
+    kept = [(site.target, site.adapter, site.target.scaling[site.adapter]) for site in sites[::2]]
+    try:
+        for target, adapter, scale in kept:
+            target.scaling[adapter] = scale * strength_ppm / PPM_WHOLE
+        yield
+    finally:
+        for target, adapter, scale in kept:
+            target.scaling[adapter] = scale
 
 
 @contextmanager

@@ -15,11 +15,12 @@ not exactly what the manifest says.
 
 This module opens and questions an index; `build.py` makes one.
 
-Rows have norm 1 (before projection), so a score is the cosine of row and answer in the whitened
-space, times the answer's norm: RelatIF (Barshan et al., arXiv:2003.11630). Two reasons. A row that
-the adapter has learnt well has a small gradient left, and plain influence would credit whatever it
-learnt badly instead (measured on invented facts: recall@1 0.93 against 0.58). And nobody can buy
-influence with outlandish rows of large loss.
+Gradients are taken with the adapter at `strength_ppm` of its strength, rows' and answers' alike:
+at full strength a row that was learnt has next to no gradient left, and attribution would credit
+what was learnt badly. Rows have norm 1 (before selection), so a score is the cosine of row and
+answer in the whitened space, times the answer's norm: RelatIF (Barshan et al., arXiv:2003.11630).
+Nobody can buy influence with outlandish rows of large loss. Both were decided by measurement, as
+docs/ATTRIBUTION.md shows.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -41,9 +43,16 @@ from ledger.domain.rows import tree_root
 from ledger.errors import Inconsistent, InvalidEvent, NotFound
 from workers.attribution import dedup
 from workers.attribution.curvature import DAMPING_PPM, Block, Whitener
-from workers.attribution.gradients import Site, backward, forward, loss_sums, recording
+from workers.attribution.gradients import (
+    Site,
+    at_strength,
+    backward,
+    forward,
+    loss_sums,
+    recording,
+)
 from workers.attribution.scan import dots
-from workers.attribution.sketch import DIM, FOLDED, Fold, Projection, Sketch, quantise, sketches
+from workers.attribution.sketch import DIM, KEPT, Projection, Sketch, quantise, sketches
 
 FORMAT = "tributary/attribution-index/v2"
 METHOD = "ekfac-lora/v2"
@@ -84,10 +93,13 @@ class IndexConfig:
     seed: int = 0
     max_len: int = 512
     dim: int = DIM
-    folded: int = FOLDED
+    kept: int = KEPT
+    strength_ppm: int = 500_000
     damping_ppm: int = DAMPING_PPM
-    curvature_examples: int = 256
-    covariance_examples: int = 96
+    ridge_ppm: int = 1_000_000
+    curvature_examples: int = 128
+    covariance_examples: int = 64
+    pilot_rows: int = 256
     fit_rows: int = 2_048
     placebo_examples: int = 64
     placebo_quantile_ppm: int = 950_000
@@ -126,7 +138,7 @@ class Index:
     vectors: NDArray[np.int8]
     scales: NDArray[np.uint32]
     whitener: Whitener = field(repr=False)
-    fold: Fold = field(repr=False)
+    coordinates: Tensor = field(repr=False)
     matrix: Tensor = field(repr=False)
 
     @property
@@ -142,9 +154,10 @@ class Index:
         self, model: nn.Module, sites: Sequence[Site], batch: dict[str, Tensor]
     ) -> list[Sketch]:
         """One sketch for each example in `batch`."""
-        folded, norms = folded_gradients(model, sites, self.whitener, self.fold, batch)
-        entries, steps = quantise(folded @ self.matrix)
-        return sketches(entries, steps, norms)
+        with at_strength(sites, self.manifest["config"]["strength_ppm"]):
+            whitened = whitened_gradients(model, sites, self.whitener, batch)
+        entries, steps = quantise(whitened[:, self.coordinates] @ self.matrix)
+        return sketches(entries, steps, whitened.double().norm(dim=1))
 
 
 def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
@@ -174,9 +187,7 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
         with (path / ROWS).open("rb") as lines:
             rows = [RowMeta(**json.loads(line)) for line in lines]
         clusters = np.array([row.cluster for row in rows], dtype=np.int64)
-        blocks, projection = lens_of(
-            load_file(path / LENS), [site["name"] for site in manifest["sites"]]
-        )
+        lens = lens_of(load_file(path / LENS), [site["name"] for site in manifest["sites"]])
     except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise Inconsistent(f"{path}: files and manifest contradict each other: {error}") from error
     if len(rows) != count or len(scales) != count:
@@ -195,18 +206,36 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
         codes=np.array([code_of[row.contributor] for row in rows], dtype=np.int64),
         vectors=vectors,
         scales=scales,
-        whitener=Whitener(blocks, damping_ppm=manifest["config"]["damping_ppm"]),
-        fold=Fold(
-            width=manifest["width"],
-            seed=manifest["config"]["seed"],
-            dim=manifest["config"]["folded"],
-        ),
-        matrix=projection.matrix(),
+        whitener=Whitener(lens.blocks, damping_ppm=manifest["config"]["damping_ppm"]),
+        coordinates=lens.coordinates,
+        matrix=lens.projection.matrix(),
     )
 
 
-def lens_of(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[list[Block], Projection]:
-    """Curvature of the sites in `names`, and directions; KeyError for a tensor that is missing."""
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """From a gradient to a sketch: curvature of each site, the coordinates kept, directions."""
+
+    blocks: list[Block]
+    coordinates: Tensor
+    projection: Projection
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As they lie in the lens file."""
+        tensors = {
+            "coordinates": self.coordinates.to(torch.int32),
+            "directions": self.projection.entries,
+            "direction_steps": self.projection.steps,
+        }
+        for block in self.blocks:
+            tensors[f"{block.name}/in"] = block.basis_in.contiguous()
+            tensors[f"{block.name}/out"] = block.basis_out.contiguous()
+            tensors[f"{block.name}/eigenvalues"] = block.eigenvalues.contiguous()
+        return tensors
+
+
+def lens_of(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Lens:
+    """The lens of the sites in `names`; KeyError for a tensor that is missing."""
     blocks = [
         Block(
             name=name,
@@ -216,22 +245,21 @@ def lens_of(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[list[B
         )
         for name in names
     ]
-    return blocks, Projection(entries=tensors["directions"], steps=tensors["direction_steps"])
+    return Lens(
+        blocks=blocks,
+        coordinates=tensors["coordinates"].long(),
+        projection=Projection(entries=tensors["directions"], steps=tensors["direction_steps"]),
+    )
 
 
-def folded_gradients(
-    model: nn.Module,
-    sites: Sequence[Site],
-    whitener: Whitener,
-    fold: Fold,
-    batch: dict[str, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Gradient, whiten, fold: (batch, folded) float32, and the norms before, (batch,) float64."""
+def whitened_gradients(
+    model: nn.Module, sites: Sequence[Site], whitener: Whitener, batch: dict[str, Tensor]
+) -> Tensor:
+    """(batch, width) float32: the gradient of each example, whitened."""
     with recording(model, sites) as tape:
         losses = loss_sums(forward(model, batch, tape), batch["labels"])
         traces = backward(tape, losses)
-    whitened = whitener(traces)
-    return fold(whitened), whitened.double().norm(dim=1)
+    return whitener(traces)
 
 
 def scores_of(
