@@ -13,6 +13,8 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
+from eventsourcing.persistence import IntegrityError
+
 from ledger.api.problems import problem_document
 from ledger.client import now_us
 from ledger.domain.canonical import canonical_json
@@ -81,10 +83,14 @@ class WorkersApi:
 
     def append(self, raw: bytes) -> int:
         with self._lock:
+            event = decode_envelope(raw)
+            if event.id in self.world.entries:  # unique in the store; the library's memory is not
+                known = self.world.ledger.settle([event], IntegrityError("the id is taken"))
+                assert known is not None
+                return known[0].index
             appended = self.world.append(raw)
             if appended.replayed:
                 return appended.index
-            event = decode_envelope(raw)
             entry = Entry(index=appended.index, recorded_at=now_us(), envelope=event)
             self.entries.append(entry)
             fold(self.rows, entry)
@@ -291,14 +297,17 @@ class WorkersApi:
         return {"items": rows[:2], "next": cursor}
 
     def _terms(self, datanets: list[str]) -> dict[str, Any]:
-        gone = [
-            key[0]
+        inputs = {
+            key[0]: row["status"]
             for key, row in self.rows.scan("contributions")
-            if row["datanet"] in datanets and row["status"] == "withdrawn"
-        ]
+            if row["datanet"] in datanets
+        }
         return {
-            "log_size": len(self.entries), "withdrawn": sorted(gone), "held": [], "splits": []
-        }  # fmt: skip
+            "log_size": self.entries[-1].index + 1,
+            "withdrawn": sorted(name for name, status in inputs.items() if status == "withdrawn"),
+            "held": sorted(filter(self._held, inputs)),
+            "splits": [],
+        }
 
     def _page(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {"items": items, "next": None}

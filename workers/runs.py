@@ -33,6 +33,7 @@ from workers.artefacts import ADAPTER_CONFIG, ADAPTER_FILE, INDEX_MANIFEST, file
 from workers.attribution.build import build_index
 from workers.attribution.index import Index, IndexConfig, IndexedRow, load_index
 from workers.link import WorkerSpec
+from workers.screen import screened
 from workers.training.config import TrainingConfig
 from workers.training.trainer import MAX_ROWS, TrainingResult, TrainingRow, train
 
@@ -93,10 +94,12 @@ def execute(spec: WorkerSpec, run: Mapping[str, Any], client: Client) -> Outcome
     report = _Reporter(folder)
     report("rows", 0, 0)
     rows = list(fetch_rows(client, str(run["run"])))
+    report("screen", 0, len(rows))
+    rows = screened(client, str(run["run"]), rows)
     if not rows:
         raise InvalidEvent(
             "the run has no rows: none of its datanets holds an approved contribution that is "
-            "not withdrawn"
+            "neither withdrawn nor held"
         )
     work = folder / _inputs_name(rows, config, digest)
     result = _train(config, base, rows, work / "adapter", report)
