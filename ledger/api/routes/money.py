@@ -17,8 +17,9 @@ Limit = Annotated[int, Query(ge=1, le=1_000)]
 
 @router.get("/v1/accounts/{owner}/balances", summary="Balances in wei, by bucket")
 def balances(owner: str, who: Anyone, box: Box) -> dict[str, str]:
-    """prepaid (a consumer's), accrued, held (a payout root in its challenge window), available
-    (claimable on chain), paid (what the chain shows)."""
+    """prepaid (a consumer's), accrued, withheld (a contribution is held; its end accrues it), held
+    (a payout root in its challenge window), available (claimable on chain), paid (what the chain
+    shows)."""
     return {bucket: str(wei) for bucket, wei in box.queries.balances(owner).items()}
 
 
