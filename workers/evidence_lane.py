@@ -16,6 +16,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ MAX_OPEN = 4
 MAX_KEPT = 64
 """Span indexes on disk; the one not used for longest goes, and is built again when asked for."""
 RETRY_S = 60.0
+REFRESH_S = 600.0
+"""After this, a span index that lacks contributions of the attribution index is built again: held
+ones are not listed, and come back when they are released."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """`missing`: contributions of the attribution index that the spans lack; `at`: when opened."""
+
+    index: SpanIndex
+    missing: frozenset[str]
+    at: float
 
 
 class EvidenceLane:
@@ -50,7 +63,7 @@ class EvidenceLane:
         self._artefacts = ArtefactCache(client, cache_dir)
         self._folder = cache_dir / "spans"
         self._clock = clock
-        self._open: OrderedDict[str, SpanIndex] = OrderedDict()
+        self._open: OrderedDict[str, _Opened] = OrderedDict()
         self._failed_at: dict[str, float] = {}
 
     def document(
@@ -78,21 +91,36 @@ class EvidenceLane:
     def _index(
         self, run: Mapping[str, Any], index_sha256: str, withdrawn: Collection[str]
     ) -> SpanIndex:
-        """The open index, or the one on disk, or a fresh one: the first without withdrawn rows."""
+        """The open index, or the one on disk, or a fresh one: the first that is good enough."""
         folder = self._folder / check_hash(index_sha256, "index")
-        index = self._open.pop(index_sha256, None) or self._on_disk(folder)
-        if index is not None and any(s.contribution in withdrawn for s in index.sources):
-            log.info("rows were withdrawn, spans are built without them", run=run["run"])
+        opened = self._open.pop(index_sha256, None)
+        if opened is None and (index := self._on_disk(folder)):
+            opened = self._opened(index, index_sha256)
+        if opened is not None and self._stale(opened, withdrawn):
+            log.info("rows were withdrawn or came back, spans are built again", run=run["run"])
             shutil.rmtree(folder, ignore_errors=True)
-            index = None
-        if index is None:
+            opened = None
+        if opened is None:
             index = build_span_index(self._rows(run, index_sha256, withdrawn), folder)
             log.info("span index built", run=run["run"], rows=index.rows, texts=index.texts)
+            opened = self._opened(index, index_sha256)
             self._evict()
-        self._open[index_sha256] = index
+        self._open[index_sha256] = opened
         while len(self._open) > MAX_OPEN:
             self._open.popitem(last=False)
-        return index
+        return opened.index
+
+    def _opened(self, index: SpanIndex, index_sha256: str) -> _Opened:
+        there = {source.contribution for source in index.sources}
+        missing = frozenset(self._indexed(index_sha256).keys() - there)
+        return _Opened(index=index, missing=missing, at=self._clock())
+
+    def _stale(self, opened: _Opened, withdrawn: Collection[str]) -> bool:
+        if withdrawn and any(source.contribution in withdrawn for source in opened.index.sources):
+            return True
+        return bool(opened.missing.difference(withdrawn)) and (
+            self._clock() - opened.at >= REFRESH_S
+        )
 
     def _on_disk(self, folder: Path) -> SpanIndex | None:
         try:

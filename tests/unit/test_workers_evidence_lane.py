@@ -8,10 +8,11 @@ import pytest
 
 from ledger.domain.canonical import canonical_json
 from ledger.domain.ids import sha256_hex
-from tests.actors import ANN, BEN, EVE
+from tests.actors import ANN, BEN, EVE, OWNER
 from tests.workers_api import FACTS, WorkersApi, write_key
 from workers import evidence_lane
-from workers.evidence_lane import RETRY_S, EvidenceLane
+from workers.attribution.evidence import Evidence, parse
+from workers.evidence_lane import REFRESH_S, RETRY_S, EvidenceLane
 from workers.link import WorkerClient
 
 PHRASE = "the heron of Vadso counts its feathers at midnight"
@@ -69,7 +70,13 @@ def test_names_the_indexed_rows_alone(world: World) -> None:
         {"contribution": c, "row": n, "contributor": who.id, "licence": "CC0-1.0"}
         for c, n, who in ((world.ann, 1, ANN), (world.ben, 0, BEN))
     ]  # and not the late one, which no index has
-    assert PHRASE.encode() not in canonical_json(document)
+    evidence = Evidence(
+        inference="00000000-0000-4000-8000-000000000001", method="ekfac-lora/v1",
+        index_sha256=world.index, sketch=b"sketch", scores_sha256="ab" * 32, placebo=1,
+        spans=document,
+    )  # fmt: skip
+    assert PHRASE.encode() not in evidence.to_bytes()
+    assert parse(evidence.to_bytes()) == evidence
     nothing = world.lane().document(world.run, world.index, "Nobody wrote this down before me.")
     assert nothing is not None
     assert nothing["none"] is True
@@ -132,6 +139,24 @@ def test_withdrawn_text_leaves_even_when_nothing_can_be_read(world: World) -> No
     gone = frozenset({world.ann})
     assert lane.document(world.run, world.index, ANSWER, withdrawn=gone) is None
     assert not world.folder().exists()
+
+
+def test_held_rows_come_back_when_they_are_released(world: World) -> None:
+    ids = {"contribution": world.ann, "datanet": world.net}
+    held = {**ids, "reason": "dispute", "note": "whose?", "evidence_sha256": None}
+    world.api.do(OWNER, "contribution.held", held)
+    lane = world.lane()
+    assert sources(lane.document(world.run, world.index, ANSWER)) == [(world.ben, 0)]
+    world.api.do(OWNER, "contribution.released", {**ids, "note": "Ann's"})
+    world.now = REFRESH_S - 1
+    assert sources(lane.document(world.run, world.index, ANSWER)) == [(world.ben, 0)]
+    world.now = REFRESH_S
+    both = [(world.ann, 1), (world.ben, 0)]
+    assert sources(lane.document(world.run, world.index, ANSWER)) == both
+    before = world.api.requests
+    world.now = 3 * REFRESH_S
+    assert sources(lane.document(world.run, world.index, ANSWER)) == both
+    assert world.api.requests == before  # whole now
 
 
 def test_what_cannot_be_read_is_none_and_tried_again_later(world: World) -> None:
