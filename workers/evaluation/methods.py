@@ -1,7 +1,8 @@
 """The registry: a name, and how that method scores every row for every answer.
 
-Our own engine comes as it is served (`index`: int8, projected) and as it would be without any
-compression (`full-rank`), and beside both what a gradient is worth without curvature. The peers
+Our own engine comes as it is served (`index`: int8, projected), as it would be without any
+compression (`full-rank`), and without what is its own (`full-strength`: plain EK-FAC); and beside
+them what a gradient is worth without curvature. The peers
 are in `peers.py`, each behind its own import: one that is not installed raises NotInstalled with
 the command that installs it.
 """
@@ -13,14 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ledger.domain.money import PPM_WHOLE
 from workers.attribution.build import build_index
+from workers.attribution.curvature import Whitener, estimate
+from workers.attribution.gradients import at_strength, lora_sites
 from workers.attribution.index import Index, IndexConfig
 from workers.attribution.query import scores_from_sketch, sketch_answer
 from workers.attribution.span_index import SpanRow, build_span_index
 from workers.attribution.spans import span_scores
 from workers.evaluation import peers
-from workers.evaluation.scene import Scene, gradients, traces_of
-from workers.training.data import Example
+from workers.evaluation.scene import BATCH, Scene, gradients, traces_of
+from workers.training.data import Example, collate, pad_id
 
 Floats = NDArray[np.float64]
 Method = Callable[[Scene], Floats]
@@ -53,18 +57,41 @@ def ours(scene: Scene) -> Floats:
 
 
 def full_rank(scene: Scene) -> Floats:
-    """Our engine without fold, projection and quantisation: what compression may cost."""
-    whitener = index_of(scene).whitener
+    """Our engine without selection, projection and quantisation: what compression may cost."""
+    index = index_of(scene)
+    config = index.manifest["config"]
+    with at_strength(lora_sites(scene.model), config["strength_ppm"]):
+        queries, rows = _whitened(scene, index.whitener)
+    scores, gram = (queries @ rows.T).double(), (rows @ rows.T).double()
+    # The ridge of `sketch.fit_projection`, in the basis of the rows themselves.
+    ridge = gram.trace() / len(gram) * (config["ridge_ppm"] / PPM_WHOLE)
+    damped = gram + ridge * torch.eye(len(gram), dtype=torch.float64)
+    return torch.linalg.solve(damped, scores.T).T.numpy()
 
-    def whitened(examples: list[Example]) -> Tensor:
+
+def full_strength(scene: Scene) -> Floats:
+    """Ablation: EK-FAC as the literature has it, uncompressed, on rows of norm 1: at the adapter's
+    full strength, damping 0.1, without the ridge."""
+    sites, pad = lora_sites(scene.model), pad_id(scene.tokenizer)
+    rows = sorted(scene.row_examples(), key=lambda e: len(e.input_ids))
+    batches = [collate(rows[i : i + BATCH], pad) for i in range(0, len(rows), BATCH)]
+    blocks = estimate(scene.model, sites, batches, seed=scene.seed)
+    queries, units = _whitened(scene, Whitener(blocks, damping_ppm=100_000))
+    return (queries @ units.T).double().numpy()
+
+
+def _whitened(scene: Scene, whitener: Whitener) -> tuple[Tensor, Tensor]:
+    """Whitened gradients of the queries, and of the rows over their norm, uncompressed."""
+
+    def walk(examples: list[Example]) -> Tensor:
         parts, order = [], []
         for chosen, traces in traces_of(scene, examples):
             parts.append(whitener(traces))
             order += chosen
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
-    rows = torch.nn.functional.normalize(whitened(scene.row_examples()), dim=1)
-    return (whitened(scene.query_examples()) @ rows.T).double().numpy()
+    rows = torch.nn.functional.normalize(walk(scene.row_examples()), dim=1)
+    return walk(scene.query_examples()), rows
 
 
 def grad_dot(scene: Scene) -> Floats:
@@ -102,6 +129,7 @@ def spans(scene: Scene) -> Floats:
 METHODS: dict[str, Method] = {
     "index": ours,
     "full-rank": full_rank,
+    "full-strength": full_strength,
     "grad-dot": grad_dot,
     "grad-cos": grad_cos,
     "kronfluence": peers.kronfluence,
