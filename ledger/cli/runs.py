@@ -1,14 +1,17 @@
 """Training runs: fine-tune without code. The worker turns a request into a Ray job."""
 
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
 
 from ledger.cli.context import As, Json, client, listing, out, show
-from ledger.client import Client
+from ledger.domain.envelope import decode_entry
 from ledger.domain.ids import sha256_hex
-from ledger.errors import Conflict, Inconsistent, InvalidEvent
+from ledger.errors import Conflict, Inconsistent, InvalidEvent, NotFound
+from ledger.verify.bundle import verify_bundle
+from ledger.verify.bundle_format import MAX_BUNDLE_BYTES, parse_bundle
 from ledger.verify.manifest import parse_manifest
 
 app = typer.Typer(name="run", no_args_is_help=True, help="Train LoRA adapters.")
@@ -71,19 +74,24 @@ def show_run(run: str, as_json: Json = False) -> None:
 
 
 @app.command()
-def excludes(run: str, contribution: str, as_json: Json = False) -> None:
+def excludes(
+    run: str,
+    contribution: str,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A lineage bundle with the run: needs no network.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="The log's key that you trust.")] = None,
+    as_json: Json = False,
+) -> None:
     """Show from a run's training manifest that no row of a contribution is in it.
 
-    The manifest is held against the hash that `run.completed` commits to.
-    Exit 1 where the run was trained on the contribution."""
-    with client() as ledger:
-        # Asked for first: an id that nobody has is left out of every manifest.
-        count = ledger.get(f"/v1/contributions/{contribution}")["rows_count"]
-        event = _completed(ledger, run)
-        name = event["body"]["manifest_sha256"]
-        data = ledger.get_blob(name)
-    if sha256_hex(data) != name:
-        raise Inconsistent(f"the manifest that the ledger gave is not {name}")
+    The manifest is held against the hash that `run.completed` commits to;
+    with --bundle, that one is verified in its log, too. Exit 1 where the run
+    was trained on the contribution."""
+    if bundle is not None:
+        event, data = completed_in(read_bundle(bundle), run, key)
+    else:
+        event, data = _completed(run, contribution)
     rows = parse_manifest(data).rows
     used = sorted(rows.get(contribution, ()))
     found = {
@@ -91,44 +99,76 @@ def excludes(run: str, contribution: str, as_json: Json = False) -> None:
         "run": run,
         "contribution": contribution,
         "rows": used,
-        "manifest_sha256": name,
+        "manifest_sha256": sha256_hex(data),
         "manifest_rows": sum(map(len, rows.values())),
-        "index": event["index"],
+        "index": event,
+        "verified": bundle is not None,
     }
     if as_json:
         show(found, as_json=True)
     else:
-        _say_excluded(found, count)
+        _say_excluded(found)
     raise typer.Exit(1 if used else 0)
 
 
-def _completed(ledger: Client, run: str) -> Any:
-    """The run.completed of a run, as the log has it."""
-    row = ledger.get(f"/v1/runs/{run}")
-    if row["status"] != "completed":
-        raise Conflict(f"the run is {row['status']}: only a completed one has a manifest")
-    event = ledger.get(f"/v1/events/{row['finished_index']}")
-    if (event["type"], event["body"].get("run")) != ("run.completed", run):
-        raise Inconsistent(f"entry {row['finished_index']} is not the run.completed of {run}")
-    return event
+def _completed(run: str, contribution: str) -> tuple[int, bytes]:
+    """Leaf index of a run's run.completed, and the manifest that it names, as the ledger says."""
+    with client() as ledger:
+        # Asked for first: an id that nobody has is left out of every manifest.
+        ledger.get(f"/v1/contributions/{contribution}")
+        row = ledger.get(f"/v1/runs/{run}")
+        if row["status"] != "completed":
+            raise Conflict(f"the run is {row['status']}: only a completed one has a manifest")
+        event = ledger.get(f"/v1/events/{row['finished_index']}")
+        if (event["type"], event["body"].get("run")) != ("run.completed", run):
+            raise Inconsistent(f"entry {row['finished_index']} is not the run.completed of {run}")
+        name = event["body"]["manifest_sha256"]
+        data = ledger.get_blob(name)
+    if sha256_hex(data) != name:
+        raise Inconsistent(f"the manifest that the ledger gave is not {name}")
+    return int(event["index"]), data
 
 
-def _say_excluded(found: dict[str, Any], count: int) -> None:
-    named = f"run {found['run']}"
+def completed_in(data: bytes, run: str, vkey: str | None) -> tuple[int, bytes]:
+    """The same out of a lineage bundle, after verifying all of it. Raises VerificationError,
+    NotFound when the run's end is not in it."""
+    verify_bundle(data, trusted_vkey=vkey)
+    bundle = parse_bundle(data)
+    for item in bundle.entries:
+        entry = decode_entry(item.entry, verify=False)
+        body = entry.envelope.body
+        if (entry.envelope.type, body.get("run")) == ("run.completed", run):
+            return entry.index, bundle.blobs[body["manifest_sha256"]]
+    raise NotFound(f"no run.completed of {run} is in this bundle: take that of the run itself")
+
+
+def read_bundle(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BUNDLE_BYTES + 1)
+    except OSError as error:
+        raise NotFound(f"cannot read {path}: {error.strerror}") from error
+
+
+def _say_excluded(found: dict[str, Any]) -> None:
+    rows = found["rows"]
     if found["excluded"]:
         out.print(
-            f"{named} leaves out contribution {found['contribution']}: none of its {count} rows is "
-            f"among the {found['manifest_rows']} that it was trained on"
+            f"run {found['run']} leaves out contribution {found['contribution']}: none of its rows "
+            f"is among the {found['manifest_rows']} that it was trained on"
         )
     else:
-        shown = ", ".join(map(str, found["rows"][:MAX_ROWS_SAID]))
-        more = ", ..." if len(found["rows"]) > MAX_ROWS_SAID else ""
+        shown = ", ".join(map(str, rows[:MAX_ROWS_SAID]))
+        more = ", ..." if len(rows) > MAX_ROWS_SAID else ""
         out.print(
-            f"{named} was trained on {len(found['rows'])} of the {count} rows of contribution "
+            f"run {found['run']} was trained on {len(rows)} of the rows of contribution "
             f"{found['contribution']}: {shown}{more}"
         )
     out.print(f"manifest {found['manifest_sha256']}, by run.completed at index {found['index']}")
-    out.print(f"proof: tributary log bundle {found['index']}")
+    if found["verified"]:
+        out.print("verified in the log that the bundle names; `tributary verify` says the rest")
+    else:
+        out.print(f"to prove it offline: tributary log bundle {found['index']}, then --bundle FILE")
 
 
 def settings_from(options: list[str]) -> dict[str, object]:

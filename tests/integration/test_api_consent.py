@@ -16,7 +16,14 @@ from typer.testing import CliRunner, Result
 from ledger.cli.app import app
 from ledger.domain.canonical import canonical_json
 from ledger.domain.rows import DataRow, encode_rows, rows_root
-from ledger.errors import Backpressure, Conflict, Forbidden, NotFound, TooLarge
+from ledger.errors import (
+    Backpressure,
+    Conflict,
+    Forbidden,
+    NotFound,
+    TooLarge,
+    VerificationError,
+)
 from tests.api_world import MODEL, LocalEngine, Service, key_of, service
 from tests.integration.test_api_events import problem
 from tests.integration.test_api_money import HELLO
@@ -451,7 +458,9 @@ def test_hold_release_appeal_and_decide(api: Service, home: Path) -> None:
     assert tributary("contribution", "hold", given, "--reason", "dislike").exit_code == 2
 
 
-def test_a_run_excludes_or_it_does_not(api: Service, home: Path) -> None:
+def test_a_run_excludes_or_it_does_not(
+    api: Service, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = datanet(api)
     ann, ben = (api.contribute(name, net) for name in ("ann", "ben"))
     first, second = request_run(api, net), request_run(api, net)
@@ -461,16 +470,32 @@ def test_a_run_excludes_or_it_does_not(api: Service, home: Path) -> None:
     api.settle()
     before = tributary("run", "excludes", first, ann["contribution"])
     assert before.exit_code == 1
-    assert "was trained on 3 of the 3 rows" in " ".join(before.output.split())
+    assert "was trained on 3 of the rows" in " ".join(before.output.split())
     text = said("run", "excludes", second, ann["contribution"])
     done = api.client("eve").get(f"/v1/runs/{second}")
-    assert "none of its 3 rows is among the 3 that it was trained on" in text
+    assert "none of its rows is among the 3 that it was trained on" in text
     assert f"manifest {done['manifest_sha256']}, by run.completed" in text
     assert f"at index {done['finished_index']}" in text
     found = json.loads(said("run", "excludes", second, ann["contribution"], "--json"))
     assert (found["excluded"], found["rows"], found["index"]) == (True, [], done["finished_index"])
     listed = json.loads(said("contribution", "adapters", ann["contribution"], "--json"))
     assert [(row["run"], row["rows"]) for row in listed] == [(first, 3)]
+    with api.http() as http:
+        vkey = http.get("/log/vkey").text.strip()
+        (home / "run.json").write_bytes(http.get(f"/v1/bundles/{done['finished_index']}").content)
+    asked = ("--bundle", str(home / "run.json"), "--key", vkey)
+    monkeypatch.setenv("TRIBUTARY_API", "http://127.0.0.1:9")
+    assert "verified in the log" in said("run", "excludes", second, ann["contribution"], *asked)
+    other = tributary("run", "excludes", second, ben["contribution"], *asked)
+    assert (other.exit_code, other.exception.__class__) == (1, SystemExit)
+    absent = tributary("run", "excludes", first, ann["contribution"], *asked)
+    assert isinstance(absent.exception, NotFound)
+    (home / "run.json").write_bytes(
+        (home / "run.json").read_bytes().replace(b"entries", b"Entries")
+    )
+    broken = tributary("run", "excludes", second, ann["contribution"], *asked)
+    assert isinstance(broken.exception, VerificationError)
+    monkeypatch.setenv("TRIBUTARY_API", api.url)
     nobody = tributary("run", "excludes", second, str(uuid4()))
     assert isinstance(nobody.exception, NotFound)
     waiting = request_run(api, net)
