@@ -66,7 +66,8 @@ def full_rank(scene: Scene) -> Floats:
     # The ridge of `sketch.fit_projection`, in the basis of the rows themselves.
     ridge = gram.trace() / len(gram) * (config["ridge_ppm"] / PPM_WHOLE)
     damped = gram + ridge * torch.eye(len(gram), dtype=torch.float64)
-    return torch.linalg.solve(damped, scores.T).T.numpy()
+    found: Floats = torch.linalg.solve(damped, scores.T).T.numpy()
+    return found
 
 
 def full_strength(scene: Scene) -> Floats:
