@@ -14,7 +14,7 @@ from ledger.domain.envelope import decode_entry, leaf_hash
 from ledger.domain.events import check_body
 from ledger.errors import Inconsistent, InvalidEvent
 from ledger.log.frontier import Frontier
-from ledger.log.sources import read_tile, tile_reader
+from ledger.log.sources import read_tile, tile_reader, width_at
 from ledger.log.tree import consistency_ranges, range_hashes
 from ledger.ports import LogSource
 from ledger.verify.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ def read_terms(
     withdrawn: set[str] = set()
     splits: set[tuple[str, int]] = set()
     grown = Frontier()
-    for entry in _entries(source, size):
+    for entry in _entries(source, size, head.size):
         grown.append(leaf_hash(entry))
         for type, body in _told(entry, grown.size - 1):
             if body["contribution"] not in contributions:
@@ -66,10 +66,12 @@ def read_terms(
     }
 
 
-def _entries(source: LogSource, size: int) -> Iterator[bytes]:
+def _entries(source: LogSource, size: int, signed: int) -> Iterator[bytes]:
+    """The first `size` entries; bundles are asked for as the signed tree has them."""
     for n in range(-(-size // TILE_WIDTH)):
-        width = min(TILE_WIDTH, size - n * TILE_WIDTH)
-        yield from decode_entries(read_tile(source, Tile(level=None, n=n, width=width)), width)
+        width = width_at(signed, 0, n)
+        entries = decode_entries(read_tile(source, Tile(level=None, n=n, width=width)), width)
+        yield from entries[: size - n * TILE_WIDTH]
 
 
 def _told(entry: bytes, index: int) -> list[tuple[str, dict[str, Any]]]:
