@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from typer.testing import CliRunner, Result
 
+from ledger.api.routes import consent
 from ledger.cli.app import app
 from ledger.domain.canonical import canonical_json
 from ledger.domain.rows import DataRow, encode_rows, rows_root
@@ -208,6 +209,27 @@ def test_a_withdrawal_names_its_adapters_at_once(api: Service) -> None:
         api.client("eve").chat(f"dev/{early[:8]}", HELLO)
     with pytest.raises(NotFound, match="contribution"):
         client.get(f"/v1/contributions/{uuid4()}/adapters")
+
+
+def test_listings_are_paged_to_the_end(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a page has nothing to show: what a run might have used, and did not."""
+    net = datanet(api, "retire")
+    ann, ben = (api.contribute(name, net) for name in ("ann", "ben"))
+    runs = [request_run(api, net) for _ in range(4)]
+    used = [complete_run(api, run, [ann, ben]) for run in runs[:2]]
+    complete_run(api, runs[2], [ben])
+    used.append(complete_run(api, runs[3], [ann]))
+    for row in range(3):
+        api.client("ann").append("cluster.appealed", {**ids(ann), "row": row, "reason": "mine"})
+    api.client("ann").append("contribution.withdrawn", {**ids(ann), "reason": ""})
+    api.settle()
+    monkeypatch.setattr(consent, "MAX_SEEN", 1)
+    client = api.client("eve")
+    listed = list(client.pages(f"/v1/contributions/{ann['contribution']}/adapters"))
+    assert [row["adapter"] for row in listed] == used
+    due = [row for row in client.pages("/v1/adapters", recall="due") if row["datanet"] == net]
+    assert [row["adapter"] for row in due] == used
+    assert len(list(client.pages("/v1/appeals", datanet=net))) == 3
 
 
 def test_where_the_policy_keeps_them_nothing_is_due(api: Service) -> None:
