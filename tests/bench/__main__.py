@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
         ["--quick", "--cpu-time"],
     ),
     "attribution": ("Attribution beside gradient dot product", []),
+    "evidence": ("Verbatim spans, and gates against junk and copies, on real rows", []),
 }
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_evidence [--data ../shared/data] [--rows 100000]
 
-Times are wall-clock seconds of one process on a machine that others share. The larger corpus is the
+Times are CPU seconds of one process, since the machine is shared. The larger corpus is the
 real rows and copies of them with every fifth word of the completion changed.
 """
 
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.gates_world import SHARED, Attacks, MadeRow, contribution, real
+from workers.attribution import spans
 from workers.attribution.screening import screen
 from workers.attribution.span_index import SpanIndex, SpanRow, build_span_index, load_span_index
-from workers.attribution.spans import find_spans, span_scores
 
 FILES = ("tldr.jsonl", "gsm8k.jsonl", "pubmedqa.jsonl")
 TRIES = 20
@@ -35,23 +35,24 @@ def main() -> None:
         print(f"no data in {options.data}: nothing measured")
         return
     corpora = {file: real(file, data=options.data) for file in FILES}
-    gates(corpora)
     everything = [row for rows in corpora.values() for row in rows]
     many = enlarged(everything, options.rows)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # first: peak memory only ever grows
         lane(many, Path(folder))
-    started = time.perf_counter()
+        chance(corpora, Path(folder))
+    gates(corpora)
+    started = time.process_time()
     flags = screen(many)
-    print(f"screen {len(many):,} rows: {time.perf_counter() - started:.1f} s, {len(flags)} flags")
+    print(f"screen {len(many):,} rows: {time.process_time() - started:.1f} s, {len(flags)} flags")
 
 
 def gates(corpora: dict[str, list[MadeRow]]) -> None:
     print("false alarms, and attackers caught (each attack by "
           f"{ATTACKERS} contributions of 20 rows)")  # fmt: skip
     for file, rows in corpora.items():
-        started = time.perf_counter()
+        started = time.process_time()
         flags = screen(rows)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         whole = len({row.contribution for row in rows})
         reasons = Counter(flag.reason for flag in flags)
         held = len({flag.contribution for flag in flags})
@@ -77,8 +78,43 @@ def gates(corpora: dict[str, list[MadeRow]]) -> None:
 
 def lane(rows: Sequence[MadeRow], folder: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    built = build_span_index(
+    started = time.process_time()
+    built = span_index_of(rows, folder / "spans")
+    seconds = time.process_time() - started
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    disk = sum(path.stat().st_size for path in built.path.iterdir())
+    characters = sum(len(row.prompt) + len(row.completion) for row in rows)
+    print(
+        f"span index: {len(rows):,} rows, {characters / 1e6:.1f} M characters, {built.words:,} "
+        f"words: built in {seconds:.1f} s, peak +{memory / 1024:.0f} MiB, {disk / 1e6:.0f} MB"
+    )
+    started = time.process_time()
+    index = load_span_index(built.path)
+    print(f"opened and hashed in {1e3 * (time.process_time() - started):.0f} ms")
+    for pieces in (1, 4, 60):
+        answer = " ".join(row.completion for row in rows[:: len(rows) // pieces][:pieces])
+        query(index, answer)
+
+
+def chance(corpora: dict[str, list[MadeRow]], folder: Path) -> None:
+    """How often an answer of one data set has a span in the rows of another."""
+    indexes = {file: span_index_of(rows, folder / file) for file, rows in corpora.items()}
+    kept = spans.MIN_TOKENS
+    for least in (4, kept):
+        spans.MIN_TOKENS = least
+        rates = [
+            f"{asked} in {file} {statistics.mean(map(bool, found)):.1%}"
+            for file, index in indexes.items()
+            for asked, rows in corpora.items()
+            if asked != file
+            and (found := [spans.find_spans(index, r.completion) for r in rows[:400]])
+        ]
+        print(f"spans by chance, {least} words or more: {', '.join(rates)}")
+    spans.MIN_TOKENS = kept
+
+
+def span_index_of(rows: Sequence[MadeRow], folder: Path) -> SpanIndex:
+    return build_span_index(
         (
             SpanRow(
                 contribution=row.contribution, row=number, contributor=row.contributor,
@@ -87,36 +123,22 @@ def lane(rows: Sequence[MadeRow], folder: Path) -> None:
             )
             for number, row in enumerate(rows)
         ),
-        folder / "spans",
+        folder,
     )  # fmt: skip
-    seconds = time.perf_counter() - started
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    disk = sum(path.stat().st_size for path in built.path.iterdir())
-    characters = sum(len(row.prompt) + len(row.completion) for row in rows)
-    print(
-        f"span index: {len(rows):,} rows, {characters / 1e6:.1f} M characters, {built.words:,} "
-        f"words: built in {seconds:.1f} s, peak +{memory / 1024:.0f} MiB, {disk / 1e6:.0f} MB"
-    )
-    started = time.perf_counter()
-    index = load_span_index(built.path)
-    print(f"opened and hashed in {1e3 * (time.perf_counter() - started):.0f} ms")
-    for pieces in (1, 4, 60):
-        answer = " ".join(row.completion for row in rows[:: len(rows) // pieces][:pieces])
-        query(index, answer)
 
 
 def query(index: SpanIndex, answer: str) -> None:
     times, scoring = [], []
     for _ in range(TRIES):
-        started = time.perf_counter()
-        spans = find_spans(index, answer)
-        times.append(time.perf_counter() - started)
+        started = time.process_time()
+        found = spans.find_spans(index, answer)
+        times.append(time.process_time() - started)
     for _ in range(3):
-        started = time.perf_counter()
-        span_scores(index, answer)
-        scoring.append(time.perf_counter() - started)
+        started = time.process_time()
+        spans.span_scores(index, answer)
+        scoring.append(time.process_time() - started)
     print(
-        f"    answer of {len(answer):,} characters: {len(spans)} spans in "
+        f"    answer of {len(answer):,} characters: {len(found)} spans in "
         f"{1e3 * statistics.median(times):.1f} ms; baseline scores "
         f"{1e3 * statistics.median(scoring):.0f} ms"
     )
