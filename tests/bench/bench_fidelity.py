@@ -7,7 +7,8 @@ Two base models (the bundled one, and a smaller one that this program trains onc
 of text: commands by contributor (tldr), the standard library's documentation by module, and made-up
 facts. Every subset is trained under two seeds. What was retrained is kept in the work folder
 (TRIBUTARY_FIDELITY, or a folder in the temporary directory): another engine is measured against the
-same outputs in minutes. Writes docs/fidelity.json and docs/images/fidelity.png when all was run.
+same outputs in minutes. A run with every method writes what it measured into docs/fidelity.json,
+docs/images/fidelity.png and the tables of docs/ATTRIBUTION.md (`fidelity_page.py`).
 
 `--large N` asks another question: what compression to 1,024 bytes a row costs where there are more
 rows than that, in LDS of the index against its own full-rank floats.
@@ -31,10 +32,11 @@ import numpy as np
 import torch
 
 from ledger.cli.demo_data import standard_library
+from tests.bench import fidelity_page
 from workers import base_model
 from workers.base_model.corpus import Fact
 from workers.base_model.make import Shape, make
-from workers.evaluation import harness, lds, plot, report
+from workers.evaluation import harness, lds, report
 from workers.evaluation.harness import Bench, Fidelity, Job, Options
 from workers.evaluation.methods import METHODS
 from workers.evaluation.world import World, draw, rows_from
@@ -224,7 +226,7 @@ def costs(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     return shown
 
 
-def large(count: int, options: argparse.Namespace, scratch: Path) -> None:
+def large(count: int, options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """LDS of the index beside its own full-rank floats, with more rows than an index row has
     bytes."""
     where = bench("bundled", f"{count} rows", options.jobs, TrainingConfig(epochs=1))
@@ -233,9 +235,11 @@ def large(count: int, options: argparse.Namespace, scratch: Path) -> None:
         methods=("index", "full-rank", "grad-dot"),
     )  # fmt: skip
     got = harness.fidelity(where, tldr(count, LARGE_HELD_OUT, 60), amounts, scratch, {})
-    print_part(f"Rank against storage: {count} rows", {"fidelity": report.fidelity_json(got)})
+    shown = report.fidelity_json(got)
+    print_part(f"Rank against storage: {count} rows", {"fidelity": shown})
     scores = got.comparison.scores
     print(f"kept: {scores['index'].mean / scores['full-rank'].mean:.1%} of full-rank LDS")
+    return shown
 
 
 def pooled(found: Sequence[Fidelity]) -> dict[str, Any]:
@@ -283,20 +287,19 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         if options.large:
-            large(options.large, options, Path(scratch))
+            found = large(options.large, options, Path(scratch))
+            fidelity_page.update({"large": found})
             return
         results = measure(options, Path(scratch))
-    if set(options.only) == set(PARTS) and options.methods == tuple(METHODS):
-        (ROOT / "docs" / "fidelity.json").write_text(json.dumps(results, indent=1) + "\n")
-        picture = {"fidelity": results["pooled"], "payout": next(iter(results["payout"].values()))}
-        plot.draw(picture, ROOT / "docs" / "images" / "fidelity.png")
+    if options.methods == tuple(METHODS) and options.subsets >= 32:
+        fidelity_page.update(results)
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"recipe": RECIPE.to_dict(), "subsets": options.subsets}
     if "lds" in options.only:
         results["lds"], found = fidelity(options, scratch)
-        if len(found) > 1:
+        if len(found) == len(MODELS) * len(WORLDS):
             results["pooled"] = pooled(found)
             print_part("LDS, all of the above", {"fidelity": results["pooled"]})
     if "payout" in options.only:

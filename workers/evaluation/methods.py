@@ -8,6 +8,7 @@ the command that installs it.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -134,6 +135,7 @@ METHODS: dict[str, Method] = {
     "grad-dot": grad_dot,
     "grad-cos": grad_cos,
     "kronfluence": peers.kronfluence,
+    "kronfluence-1e-8": partial(peers.kronfluence, damping=1e-8),
     "datainf": peers.datainf,
     "spans": spans,
     "bm25": peers.bm25,
@@ -143,6 +145,7 @@ LABELS = {
     "index": "ours (int8 index)",
     "full-rank": "ours, full rank, float",
     "kronfluence": "kronfluence EK-FAC",
+    "kronfluence-1e-8": "kronfluence, its default damping",
     "datainf": "DataInf (dattri)",
     "grad-dot": "gradient dot product",
     "grad-cos": "gradient cosine",

@@ -7,6 +7,9 @@ the method alone (and no functorch transform has to trace a transformer).
 DataInf (Kwon et al., arXiv:2310.00902) wants one damping per matrix: its paper's rule is a tenth of
 the mean squared gradient entry. dattri takes one number for all, so each matrix gets an attributor
 of its own, and their scores are summed, which is what DataInf defines.
+
+Not here: dattri's own EK-FAC. In 0.3.0 `estimate_covariance` reads a variable that it only sets for
+inputs without a sequence axis, so it raises on a transformer.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ except ImportError as error:
 
 OURS, PEER, LEXICAL, PLAIN = "#0f6b66", "#c06a2b", "#8a8f98", "#b9bec7"
 COLOURS = {"index": OURS, "full-rank": OURS, "spans": LEXICAL, "bm25": LEXICAL}
-PEERS = ("kronfluence", "datainf")
+PEERS = ("kronfluence", "kronfluence-1e-8", "datainf")
 DPI = 110
 
 
