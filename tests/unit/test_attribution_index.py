@@ -150,7 +150,14 @@ def answer(world: World, question: str) -> str:
     return str(world.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-def rebuilt(world: World, rows: list[IndexedRow], out: Path, progress: Any = None) -> Index:
+def rebuilt(
+    world: World,
+    rows: list[IndexedRow],
+    out: Path,
+    *,
+    progress: Any = None,
+    config: IndexConfig = CONFIG,
+) -> Index:
     return build_index(
         world.model,
         world.tokenizer,
@@ -158,7 +165,7 @@ def rebuilt(world: World, rows: list[IndexedRow], out: Path, progress: Any = Non
         out,
         adapter_sha256=ADAPTER,
         base_digest=BASE,
-        config=CONFIG,
+        config=config,
         progress=progress,
     )
 
@@ -318,28 +325,37 @@ def test_a_crashed_build_leaves_nothing_that_counts(world: World, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
+@pytest.mark.parametrize("killed_at", ["fit", "rows", "placebo"])
 def test_a_killed_build_goes_on_to_the_same_bytes(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
 ) -> None:
+    """75 rows: 30 for the lens, the others in batches of 16, a mark after each."""
     monkeypatch.setattr(workshop, "MARK_BATCHES", 1)
     sketched: list[int] = []
     whitened = build._Camera.whitened
+    few = replace(CONFIG, pilot_rows=10, fit_rows=30)
 
     def counted(self: Any, examples: Any) -> Any:
         sketched.append(len(examples))
+        if killed_at == "fit" and sum(sketched) > 20:
+            raise KeyboardInterrupt
         return whitened(self, examples)
 
     def die(phase: str, done: int, total: int) -> None:
-        if phase == "rows" and done > total // 2:
+        if phase == killed_at and (phase == "placebo" or done > 50):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        rebuilt(world, world.rows, tmp_path / "index", progress=die)
+    whole = rebuilt(world, world.rows, tmp_path / "whole", config=few)
     monkeypatch.setattr(build._Camera, "whitened", counted)
-    index = rebuilt(world, world.rows, tmp_path / "index")
-    assert index.manifest_sha256 == world.index.manifest_sha256
-    assert sum(sketched) < len(world.rows) // 2 + 1 + CONFIG.placebo_examples, "the rest, no fit"
-    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    with pytest.raises(KeyboardInterrupt):
+        rebuilt(world, world.rows, tmp_path / "index", progress=die, config=few)
+    before, killed_at = sum(sketched), ""
+    sketched.clear()
+    index = rebuilt(world, world.rows, tmp_path / "index", config=few)
+    assert index.manifest_sha256 == whole.manifest_sha256
+    assert sum(sketched) <= len(world.rows) + few.placebo_examples
+    assert before < 30 or sum(sketched) <= 75 - before + 16 + few.placebo_examples, "the rest"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index", "whole"]
 
 
 def test_what_a_build_of_other_rows_left_is_not_taken(world: World, tmp_path: Path) -> None:

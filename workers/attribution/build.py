@@ -15,6 +15,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import frexp, ldexp
 from pathlib import Path
 from random import Random
@@ -100,8 +101,9 @@ def build_index(
     inputs = _inputs(rows, sites, config, adapter_sha256, base_digest)
     workshop = Workshop(out_dir, inputs)
     with at_strength(sites, config.strength_ppm), merged(sites):
-        lensed = _lensed(workshop, model, sites, examples, config, pad_id(tokenizer), report)
-        files = _sketch_rows(workshop, lensed, examples, report)
+        pad = pad_id(tokenizer)
+        lensed, files = _lensed(workshop, model, sites, examples, config, pad, report)
+        _sketch_rows(lensed, files, examples, config, report)
         exponent, scales = _whole_scales(files.steps)
         clusters = dedup.clusters(
             [(r.prompt, r.completion) for r in rows],
@@ -160,8 +162,7 @@ class _Lensed:
 
     def sketch(self, examples: Sequence[Example]) -> tuple[NDArray[np.int8], Tensor]:
         """Entries (batch, dim) of unit rows, and the value of one step each."""
-        units = self.camera.whitened(examples)[:, self.coordinates]
-        return quantise(units @ self.matrix)
+        return quantise(self.camera.whitened(examples)[:, self.coordinates] @ self.matrix)
 
 
 def _lensed(
@@ -172,16 +173,19 @@ def _lensed(
     config: IndexConfig,
     pad: int,
     report: Progress,
-) -> _Lensed:
+) -> tuple[_Lensed, RowFiles]:
     """The lens of a killed build, or a new one from seeded samples of the rows."""
     width = sum(s.rows * s.cols for s in sites)
     size = max(1, min(BATCH, GRADIENT_FLOATS // width))
+    camera = partial(_Camera, model=model, sites=sites, pad=pad, batch=size)
     kept = workshop.lens()
-    random = Random(config.seed)  # noqa: S311 (sampling, no secret)
-    sample = random.sample(range(len(examples)), min(len(examples), config.curvature_examples))
-    report("curvature", 0, len(sample))
-    if kept is None:
+    if kept is not None:
+        lens = lens_of(kept, [s.name for s in sites])
+        files = workshop.open_rows(len(examples), lens.projection.dim)
+    else:
+        sample, fitted = _samples(len(examples), config)
         few = sample[: config.covariance_examples]
+        report("curvature", 0, len(sample))
         blocks = estimate(
             model,
             sites,
@@ -189,50 +193,71 @@ def _lensed(
             seed=config.seed,
             covariances=_Collated(examples, examples.batches(few, size), pad),
         )
-    else:
-        lens = lens_of(kept, [s.name for s in sites])
-        blocks = lens.blocks
-    whitener = Whitener(blocks, damping_ppm=config.damping_ppm)
-    camera = _Camera(model=model, sites=sites, whitener=whitener, pad=pad, batch=size)
-    report("rows", 0, len(examples))
-    if kept is None:
-        lens = _fitted(camera, examples, config, random)
+        whitener = Whitener(blocks, damping_ppm=config.damping_ppm)
+        report("rows", 0, len(examples))
+        lens, files = _fitted(workshop, camera(whitener=whitener), examples, config, fitted)
         workshop.keep_lens(lens.tensors())
-    return _Lensed(camera=camera, coordinates=lens.coordinates, matrix=lens.projection.matrix())
-
-
-def _fitted(camera: _Camera, examples: Examples, config: IndexConfig, random: Random) -> Lens:
-    """Coordinates from some pilot rows, which stay in memory; directions from `fit_rows`."""
-    rows = random.sample(range(len(examples)), min(len(examples), config.fit_rows))
-    pilots = min(config.pilot_rows, max(MIN_PILOTS, PILOT_FLOATS // camera.whitener.width))
-    pilot = torch.cat(
-        [
-            camera.whitened([examples[row] for row in part])
-            for part in examples.batches(rows[:pilots], camera.batch)
-        ]
+    whitener = Whitener(lens.blocks, damping_ppm=config.damping_ppm)
+    lensed = _Lensed(
+        camera=camera(whitener=whitener),
+        coordinates=lens.coordinates,
+        matrix=lens.projection.matrix(),
     )
-    coordinates = select(pilot.square().sum(dim=0), config.kept)
-    units = [pilot[:, coordinates]]
-    del pilot
+    return lensed, files
+
+
+def _fitted(
+    workshop: Workshop, camera: _Camera, examples: Examples, config: IndexConfig, rows: list[int]
+) -> tuple[Lens, RowFiles]:
+    """Coordinates from the first of `rows`, which stay in memory, and directions from all of them.
+
+    The rows of the fit are sketched on the way. The lens is kept after them: who finds a lens finds
+    them too, and they are never sketched in other batches, whose floats differ.
+    """
+    pilots = min(config.pilot_rows, max(MIN_PILOTS, PILOT_FLOATS // camera.whitener.width))
+    parts = examples.batches(rows[:pilots], camera.batch)
+    pilot = [camera.whitened([examples[row] for row in part]) for part in parts]
+    energies = torch.stack([unit.square().sum(dim=0) for unit in pilot]).sum(dim=0)
+    coordinates = select(energies, config.kept)
+    units = [unit[:, coordinates] for unit in pilot]
+    pilot.clear()
     for part in examples.batches(rows[pilots:], camera.batch):
         units.append(camera.whitened([examples[row] for row in part])[:, coordinates])
+        parts.append(part)
     projection = fit_projection(torch.cat(units), dim=config.dim, ridge_ppm=config.ridge_ppm)
-    return Lens(blocks=camera.whitener.blocks, coordinates=coordinates, projection=projection)
+    files = workshop.fresh_rows(len(examples), projection.dim)
+    matrix = projection.matrix()
+    for part, unit in zip(parts, units, strict=True):
+        vectors, steps = quantise(unit @ matrix)
+        files.put(part, vectors, steps.numpy())
+    files.mark()
+    blocks = camera.whitener.blocks
+    return Lens(blocks=blocks, coordinates=coordinates, projection=projection), files
+
+
+def _samples(count: int, config: IndexConfig) -> tuple[list[int], list[int]]:
+    """The rows for curvature, and those for the lens; the seed draws both."""
+    random = Random(config.seed)  # noqa: S311 (sampling, no secret)
+    curvature = random.sample(range(count), min(count, config.curvature_examples))
+    return curvature, random.sample(range(count), min(count, config.fit_rows))
 
 
 def _sketch_rows(
-    workshop: Workshop, lensed: _Lensed, examples: Examples, report: Progress
-) -> RowFiles:
-    files = workshop.open_rows(len(examples), lensed.matrix.shape[1])
-    done = 0
-    for part in examples.batches(range(len(examples)), lensed.camera.batch):
+    lensed: _Lensed, files: RowFiles, examples: Examples, config: IndexConfig, report: Progress
+) -> None:
+    """Every row that the fit did not sketch, in batches that do not depend on what is done."""
+    count = len(examples)
+    fitted = set(_samples(count, config)[1])
+    others = [row for row in range(count) if row not in fitted]
+    done = len(fitted)
+    for part in examples.batches(others, lensed.camera.batch):
+        report("rows", done, count)
         if not files.has(part):
             vectors, steps = lensed.sketch([examples[row] for row in part])
             files.put(part, vectors, steps.numpy())
         done += len(part)
-        report("rows", done, len(examples))
     files.mark()
-    return files
+    report("rows", count, count)
 
 
 def _placebo_level(

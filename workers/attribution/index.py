@@ -97,8 +97,8 @@ class IndexConfig:
     strength_ppm: int = 500_000
     damping_ppm: int = DAMPING_PPM
     ridge_ppm: int = 1_000_000
-    curvature_examples: int = 128
-    covariance_examples: int = 64
+    curvature_examples: int = 256
+    covariance_examples: int = 128
     pilot_rows: int = 256
     fit_rows: int = 2_048
     placebo_examples: int = 64

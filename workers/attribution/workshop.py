@@ -53,6 +53,13 @@ class Workshop:
         _settle(part, self.folder / LENS)
 
     def open_rows(self, count: int, dim: int) -> "RowFiles":
+        """The rows of the build that was killed."""
+        return RowFiles(self.folder, count, dim)
+
+    def fresh_rows(self, count: int, dim: int) -> "RowFiles":
+        """No rows yet: what lies there was made with another lens, or none."""
+        for name in (VECTORS, STEPS, DONE):
+            (self.folder / name).unlink(missing_ok=True)
         return RowFiles(self.folder, count, dim)
 
     def publish(self, manifest: bytes) -> None:
