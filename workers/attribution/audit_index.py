@@ -67,7 +67,7 @@ def audit_index(
         return Rebuild(identical=False, same_environment=False, similarity_ppm=0, level_ppm=0)
     with audit.taking("rebuilt index"):
         again = _rebuild(manifest, model, tokenizer, rows, work / "index")
-        found = _compare(committed, again)
+        found = compare_indexes(committed, again)
         _judge(found)
     audit.ok("rebuilt index", _say(found))
     return found
@@ -104,7 +104,8 @@ def _rebuild(
     return open_committed(folder, manifest_sha256=built.manifest_sha256)
 
 
-def _compare(committed: CommittedIndex, again: CommittedIndex) -> Rebuild:
+def compare_indexes(committed: CommittedIndex, again: CommittedIndex) -> Rebuild:
+    """Raises Inconsistent where what texts and settings decide differs."""
     if committed.lines != again.lines:
         n = next(
             (n for n, pair in enumerate(zip(committed.lines, again.lines, strict=False))
