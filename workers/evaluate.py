@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ledger.client import Client
 from ledger.errors import Conflict, InvalidEvent
 from workers import base_model, ray_cluster
@@ -54,6 +56,8 @@ def evaluate(request: Request, deal: harness.Dealer, tell: harness.Report) -> di
     unknown = sorted(set(request.parts) - set(PARTS))
     if unknown:
         raise InvalidEvent(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    # This process attributes while its tasks train: more threads than one fight them for the cores.
+    torch.set_num_threads(request.config.threads)
     options, missing = request.options, dict[str, str]()
     bench = Bench(
         base_path=request.base_path,
