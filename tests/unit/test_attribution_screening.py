@@ -1,6 +1,7 @@
 """The gates: attacks are flagged, real rows hardly ever, and whoever was first never for a copy."""
 
 import random
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests.gates_world import SHARED, Attacks, MadeRow, contribution, real
 from workers.attribution import borrowing, screening
 from workers.attribution.borrowing import RUN, borrowed
+from workers.attribution.copies import NONE, copies
 from workers.attribution.junk import junk_kind
 from workers.attribution.letter_pairs import surprise
 from workers.attribution.screening import Flag, screen
@@ -148,6 +150,43 @@ def test_long_rows_are_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     found = borrowed([" ".join(map(str, range(1_000)))] * 2, np.array([0, 1]))
     assert found.words.tolist() == found.borrowed[[1, 1]].tolist() == [8, 8]
     assert found.sources([1], 5) == [0]
+
+
+# --- copies --------------------------------------------------------------------------------------
+
+
+def sentence(seed: int) -> tuple[str, str]:
+    own = Attacks([], seed=seed)
+    return own.own(6), own.own(12)
+
+
+def test_copies_lead_to_the_row_of_another() -> None:
+    first, changed = sentence(1), sentence(1)[1].replace("a", "e", 2).upper()
+    rows = [first, sentence(2), first, (first[0], changed), first, ("x", "y"), ("x", "y")]
+    contributors = np.array([0, 0, 1, 2, 0, 0, 1])
+    assert copies(rows, contributors).tolist() == [NONE, NONE, 0, 0, NONE, NONE, 5]
+    assert copies([], np.zeros(0, np.int64)).tolist() == []
+
+
+def test_the_same_question_and_other_answers_are_no_copies() -> None:
+    template = Attacks([]).own(30)
+    rows = [(template, sentence(n)[1]) for n in range(300)]
+    contributors = np.arange(300)
+    assert (copies(rows, contributors) == NONE).all()
+    again = copies([*rows, *rows], np.concatenate([contributors, contributors + 300]))
+    assert again.tolist() == [NONE] * 300 + list(range(300))
+
+
+def test_a_template_costs_no_more_than_other_rows() -> None:
+    """20,000 rows that all look alike: a clustering would compare 200 million pairs."""
+    draw = random.Random(1)
+    template = Attacks([]).own(14)
+    rows = [
+        (template, f"{draw.getrandbits(128):x} {draw.getrandbits(64):x}") for _ in range(20_000)
+    ]
+    started = time.process_time()
+    assert (copies(rows, np.arange(len(rows)) % 7) == NONE).all()
+    assert time.process_time() - started < 60
 
 
 # --- contributions -------------------------------------------------------------------------------

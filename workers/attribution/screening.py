@@ -5,7 +5,7 @@ and a flag is a hold that reviewers end (`workers.screen`), not a verdict. Three
 share of the contribution's rows in millionths against its threshold:
 
     junk        rows without content (`junk.py`)
-    duplicate   rows that are the copy of another contributor's earlier row (`dedup.py`)
+    duplicate   rows that are the copy of another contributor's earlier row (`copies.py`)
     stuffing    rows made of others' words (`borrowing.py`), in one of three ways:
                   stitched   pieces of LENDERS or more contributors in one row
                   snippets   a piece in almost every row, of LENDERS or more contributors in all
@@ -24,8 +24,8 @@ from typing import Protocol
 import numpy as np
 
 from ledger.domain.money import PPM_WHOLE
-from workers.attribution import dedup
 from workers.attribution.borrowing import Borrowed, borrowed
+from workers.attribution.copies import NONE, copies
 from workers.attribution.junk import junk_kind
 
 JUNK, DUPLICATE, STUFFING = "junk", "duplicate", "stuffing"
@@ -39,7 +39,6 @@ SNIPPETS_PPM, MIN_SNIPPETS = 700_000, 3
 REFRAIN_PPM, MIN_REFRAIN = 900_000, 5
 MAX_ROWS_NAMED = 100
 MAX_SOURCES_NAMED = 10
-SEED = 0
 
 
 class Row(Protocol):
@@ -103,11 +102,8 @@ class _View:
             numbers.setdefault(row.contributor, len(numbers))
         self.contributors = np.array([numbers[row.contributor] for row in rows], np.int64)
         self.junk = [junk_kind(row.prompt, row.completion) for row in rows]
-        voices = dedup.clusters(
-            [(row.prompt, row.completion) for row in rows], range(len(rows)), seed=SEED
-        )
-        self.voices = np.array(voices, np.int64)
-        self.copied = self.contributors[self.voices] != self.contributors
+        self.copy_of = copies([(row.prompt, row.completion) for row in rows], self.contributors)
+        self.copied = self.copy_of != NONE
         self.lent: Borrowed = borrowed(
             [f"{row.prompt} {row.completion}" for row in rows], self.contributors
         )
@@ -158,8 +154,8 @@ def _duplicate(view: _View, contribution: str, members: Sequence[int]) -> Flag |
     found = [number for number in members if view.copied[number]]
     if len(found) < MIN_DUPLICATES or len(found) * PPM_WHOLE < DUPLICATE_PPM * len(members):
         return None
-    voices = Counter(int(view.voices[number]) for number in found)
-    sources = [voice for voice, _ in voices.most_common(MAX_SOURCES_NAMED)]
+    copied = Counter(int(view.copy_of[number]) for number in found)
+    sources = [number for number, _ in copied.most_common(MAX_SOURCES_NAMED)]
     return view.flag(
         contribution, DUPLICATE, found, len(members), DUPLICATE_PPM,
         kinds={"copies": len(found)}, sources=sources,
