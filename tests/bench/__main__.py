@@ -32,7 +32,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
         "OpenLoRA beside peft's mixed batch and plain `generate`",
         ["--quick", "--cpu-time"],
     ),
-    "attribution": ("Attribution beside gradient dot product", []),
+    "attribution": ("What an attribution index costs, and an answer", []),
     "evidence": ("Verbatim spans, and gates against junk and copies, on real rows", []),
     "fidelity": (
         "Attribution beside kronfluence, DataInf, spans and BM25, by retrained models",

@@ -30,8 +30,9 @@ from ledger.errors import ComputeError, InvalidEvent
 
 KEPT = 16_384
 """Most coordinates of a whitened gradient that are looked at."""
-DIM = 1_024
-"""Most entries of a sketch: bytes per row in the index."""
+DIM = 960
+"""Most entries of a sketch: bytes per row in the index, with its scale below 1,000. A multiple of
+64, which the scan's byte product wants (`scan.WHOLE_WIDTH`)."""
 MAX_DIM = 65_536
 LIMIT = 127
 """Largest absolute entry; -128 stays unused so that negation is exact."""
