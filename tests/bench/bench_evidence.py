@@ -14,8 +14,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ledger.cli.demo_data import standard_library
 from tests.gates_world import SHARED, Attacks, MadeRow, contribution, real
 from workers.attribution import spans
 from workers.attribution.screening import screen
@@ -24,6 +26,8 @@ from workers.attribution.span_index import SpanIndex, SpanRow, build_span_index,
 FILES = ("tldr.jsonl", "gsm8k.jsonl", "pubmedqa.jsonl")
 TRIES = 20
 ATTACKERS = 10
+ORDERS = 3
+LIBRARY = "standard library"
 
 
 def main() -> None:
@@ -40,10 +44,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # first: peak memory only ever grows
         lane(many, Path(folder))
         chance(corpora, Path(folder))
-    gates(corpora)
+    gates({**corpora, LIBRARY: library()})
     started = time.process_time()
     flags = screen(many)
     print(f"screen {len(many):,} rows: {time.process_time() - started:.1f} s, {len(flags)} flags")
+
+
+def library() -> list[MadeRow]:
+    """The documentation of Python's standard library, a contribution a module: no threshold was
+    chosen by looking at it."""
+    return [
+        row
+        for n, (module, rows) in enumerate(standard_library().items())
+        for row in contribution(module, n, [(row["prompt"], row["completion"]) for row in rows])
+    ]
+
+
+def in_another_order(rows: Sequence[MadeRow], seed: int) -> list[MadeRow]:
+    """The contributions, registered in an order drawn by chance."""
+    names = sorted({row.contribution for row in rows})
+    random.Random(seed).shuffle(names)
+    place = {name: n for n, name in enumerate(names)}
+    return [replace(row, registered_index=place[row.contribution]) for row in rows]
 
 
 def gates(corpora: dict[str, list[MadeRow]]) -> None:
@@ -58,7 +80,11 @@ def gates(corpora: dict[str, list[MadeRow]]) -> None:
         held = len({flag.contribution for flag in flags})
         print(
             f"{file}: {len(rows):,} rows, {whole:,} contributions, {held} flagged "
-            f"({held / whole:.2%}) {dict(reasons)}, {seconds:.1f} s"
+            f"({held / whole:.2%}) {dict(reasons)}, {seconds:.1f} s; registered in other orders: "
+            + ", ".join(
+                str(len({flag.contribution for flag in screen(in_another_order(rows, seed))}))
+                for seed in range(ORDERS)
+            )
         )
         attacks = Attacks(rows)
         planted: dict[str, tuple[str, str]] = {}
