@@ -3,6 +3,7 @@
 import builtins
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from workers import base_model
 from workers.attribution.gradients import lora_sites
 from workers.evaluation import peers
+from workers.evaluation.kept import kept
 from workers.evaluation.methods import METHODS, index_of
 from workers.evaluation.retrain import Query
 from workers.evaluation.scene import NotInstalled, Scene, gradients, traces_of
@@ -138,6 +140,32 @@ def test_a_missing_peer_says_how_to_get_it(
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(NotInstalled, match=r"make peers"):
         METHODS[name](scene)
+
+
+def test_a_peers_scores_are_kept_and_ours_are_not(scene: Scene, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def method(name: str) -> Any:
+        def scores(scene: Scene) -> Floats:
+            asked.append(name)
+            return np.full((len(scene.queries), len(scene.rows)), float(len(asked)))
+
+        return scores
+
+    known = replace(scene, adapter_sha256="ab" * 32)
+    first = kept(tmp_path, "bm25", known, method("bm25"))
+    assert (kept(tmp_path, "bm25", known, method("bm25")) == first).all()
+    assert asked == ["bm25"]
+    kept(tmp_path, "bm25", replace(known, adapter_sha256="cd" * 32), method("bm25"))
+    kept(tmp_path, "bm25", replace(known, queries=known.queries[:1]), method("bm25"))
+    kept(tmp_path, "bm25", scene, method("bm25"))  # an adapter that nobody can name
+    kept(tmp_path, "index", known, method("index"))
+    kept(tmp_path, "index", known, method("index"))
+    assert asked == [*["bm25"] * 4, "index", "index"]
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"\x93NUMPY damaged")
+    kept(tmp_path, "bm25", known, method("bm25"))
+    assert len(asked) == 7
 
 
 def test_words_of_nothing_are_not_nothing() -> None:

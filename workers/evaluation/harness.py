@@ -8,7 +8,7 @@ Three measurements over one world, each against models that were really trained 
 
 Everything that takes long is a job (`Job`), and jobs are done by a `Dealer`: one after the other
 here (`one_by_one`), on Ray in `workers/evaluate.py`. A finished job leaves a file and is skipped
-next time; what attribution itself computes takes a minute and is not kept.
+next time, as are the scores of methods that are not ours (`kept.py`).
 
 Answers are of three kinds: `held-out` texts that the model never saw, what the model `answered` to
 those prompts, and what it `recalled` on prompts that it was trained on. The last two are what an
@@ -24,17 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledger.errors import InvalidEvent
-from workers.attribution.index import IndexedRow
+from workers import base_model
+from workers.attribution.index import IndexedRow, file_sha256
 from workers.attribution.query import conclude, sketch_answer
 from workers.evaluation import costs, lds, retrain, shapley
 from workers.evaluation.canaries import NEAR, Canary, canaries, recall
 from workers.evaluation.costs import Cost
+from workers.evaluation.kept import kept
 from workers.evaluation.methods import METHODS, index_of
 from workers.evaluation.retrain import Query, Trial, Unit
 from workers.evaluation.scene import NotInstalled, Scene
 from workers.evaluation.subsets import coalitions, half_subsets, rows_of
 from workers.evaluation.world import World, draw, rows_from
 from workers.training.config import TrainingConfig
+from workers.training.trainer import ADAPTER_FILE
 
 Floats = NDArray[np.float64]
 Scores = dict[str, Floats]
@@ -186,15 +189,17 @@ def scene_of(
         folder=folder,
         max_len=bench.config.max_len,
         seed=seed,
+        adapter_sha256=file_sha256(adapter / ADAPTER_FILE),
+        base_digest=base_model.digest(trial.base_path),
     )
 
 
-def score(scene: Scene, methods: Sequence[str], missing: dict[str, str]) -> Scores:
+def score(bench: Bench, scene: Scene, methods: Sequence[str], missing: dict[str, str]) -> Scores:
     """Every method's scores; what is not installed is named in `missing` with the reason."""
     found: Scores = {}
     for name in methods:
         try:
-            found[name] = METHODS[name](scene)
+            found[name] = kept(bench.folder / "scores", name, scene, METHODS[name])
         except NotInstalled as error:
             missing[name] = error.message
     return found
@@ -250,7 +255,7 @@ def fidelity(
     for seed, adapter in enumerate(adapters):
         bench.report("attribution", seed, len(adapters))
         scene = scene_of(bench, trial, adapter, queries, scratch / f"seed-{seed}", seed)
-        scores = score(scene, options.methods, missing)
+        scores = score(bench, scene, options.methods, missing)
         predicted = {name: lds.predictions(s, members) for name, s in scores.items()}
         found = lds.compare(predicted, measured, seed=options.seed)
         parts.append(({n: e.mean for n, e in found.scores.items()}, found.draws))
@@ -321,7 +326,7 @@ def payout(
         sketch_answer(scene.model, scene.tokenizer, index, q.prompt, q.answer) for q in queries
     ]
     shares = [dict(conclude(index, sketch).shares) for sketch in sketches]
-    scores = score(scene, options.methods, missing)
+    scores = score(bench, scene, options.methods, missing)
     bench.report("shares", 1, 1)
     return Payout(
         ours=shapley.payout_error(truth, shares, names),
@@ -382,7 +387,7 @@ def planted(
     queries += [Query(prompt=facts[n].reworded, answer=said[n], kind="reworded") for n in told]
     scene = scene_of(bench, asked, adapter, queries, scratch / "canaries", 0)
     found: dict[str, dict[str, float]] = {}
-    for name, scores in score(scene, options.methods, missing).items():
+    for name, scores in score(bench, scene, options.methods, missing).items():
         literal, asked_again = scores[: len(facts)], scores[len(facts) :]
         found[name] = {"verbatim@1": recall(literal, own, 1)}
         if told:
