@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from ledger.domain.canonical import parse_canonical
-from ledger.errors import StorageError, Unavailable
+from ledger.errors import InvalidEvent, StorageError, Unavailable
 from tests.actors import ANN, BEN, EVE, OWNER, Actor
 from tests.gates_world import Attacks, contribution
 from tests.workers_api import FACTS, WORKER, WorkersApi, write_key
 from workers import screen as gates
-from workers.link import WorkerClient
-from workers.runs import RowSource, fetch_rows
+from workers.link import WorkerClient, WorkerSpec
+from workers.runs import RowSource, execute, fetch_rows
 from workers.screen import screened
 
 ATTACKS = Attacks(contribution("facts", 0, [pair for pairs in FACTS.values() for pair in pairs]))
@@ -68,6 +68,27 @@ def test_a_flagged_contribution_is_held_and_left_out(world: World) -> None:
         "score_ppm": 1_000_000, "threshold_ppm": 200_000, "rows": list(range(20)), "count": 20,
         "of": 20, "kinds": {"gibberish": 20}, "sources": [],
     }  # fmt: skip
+
+
+def test_a_run_trains_on_what_is_left(world: World, tmp_path: Path) -> None:
+    """The real training and index of a small run, in this process."""
+    spec = WorkerSpec(api=world.api.url, key_file=tmp_path / "worker.key", home=tmp_path / "home")
+    run = world.api.run(world.api.request_run([world.net], epochs=1))
+    outcome = execute(spec, run, world.client)
+    assert (outcome.contributions_count, outcome.rows_count) == (3, 9)
+    trained = world.api.blobs[outcome.manifest_sha256]
+    assert world.junk.encode() not in trained
+    assert all(name.encode() in trained for name in world.good)
+    assert [hold["contribution"] for hold in world.holds()] == [world.junk]
+
+
+def test_a_run_of_flagged_rows_alone_has_no_rows(world: World, tmp_path: Path) -> None:
+    spec = WorkerSpec(api=world.api.url, key_file=tmp_path / "worker.key", home=tmp_path / "home")
+    net = world.api.datanet()
+    world.api.contribute(net, ATTACKS.letters(), ANN)
+    run = world.api.run(world.api.request_run([net]))
+    with pytest.raises(InvalidEvent, match="neither withdrawn nor held"):
+        execute(spec, run, world.client)
 
 
 def test_the_next_run_asks_for_nothing_more(world: World) -> None:
