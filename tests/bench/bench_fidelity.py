@@ -192,18 +192,18 @@ def fidelity(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any]
 
 
 def payout(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Payout error among ten contributors of real text."""
+    """Payout error among ten contributors of real text, and of facts that one of them told."""
     out: dict[str, Any] = {}
-    world = "stdlib" if absent("tldr") else "tldr"
-    for model in options.models:
-        name = f"{world}, {model} model"
-        amounts = Options(coalitions=options.coalitions, methods=options.methods)
-        rows = WORLDS[world]().rows if world == "stdlib" else tldr(4_000, 0, 60).rows
-        small = harness.small_world(rows, amounts)
-        where = bench(model, name, options.jobs, recipe(options))
-        got = harness.payout(where, small, amounts, scratch / f"payout {model}", {})
-        out[name] = report.payout_json(got)
-        print_part(f"Payout: {name}", {"payout": out[name]})
+    for world in ("stdlib" if absent("tldr") else "tldr", "facts"):
+        for model in options.models:
+            name = f"{world}, {model} model"
+            amounts = Options(coalitions=options.coalitions, methods=options.methods)
+            drawn = tldr(4_000, 0, 60) if world == "tldr" else WORLDS[world]()
+            small = harness.small_world(drawn.rows, amounts)
+            where = bench(model, name, options.jobs, recipe(options))
+            got = harness.payout(where, small, amounts, scratch / f"payout {name}", {})
+            out[name] = report.payout_json(got)
+            print_part(f"Payout: {name}", {"payout": out[name]})
     return out
 
 
