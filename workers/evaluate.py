@@ -24,7 +24,11 @@ from ledger.errors import Conflict, InvalidEvent
 from workers import base_model, ray_cluster
 from workers.attribution.index import IndexedRow
 from workers.evaluation import harness, report
+from workers.evaluation.costs import costs_of
+from workers.evaluation.fidelity import fidelity
 from workers.evaluation.harness import Bench, Job, Options
+from workers.evaluation.payout import payout, small_world
+from workers.evaluation.planted import planted
 from workers.evaluation.retrain import Query
 from workers.evaluation.world import draw
 from workers.training.config import TrainingConfig
@@ -86,19 +90,19 @@ def evaluate(request: Request, deal: harness.Dealer, tell: harness.Report) -> di
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed evaluation left
     try:
         if "fidelity" in request.parts:
-            found = harness.fidelity(bench, world, options, scratch, missing, request.queries)
+            found = fidelity(bench, world, options, scratch, missing, request.queries)
             results["fidelity"] = report.fidelity_json(found)
             report.write(results, request.out)
         if "payout" in request.parts:
-            small = harness.small_world(request.rows, options)
-            paid = harness.payout(bench, small, options, scratch, missing)
+            small = small_world(request.rows, options)
+            paid = payout(bench, small, options, scratch, missing)
             results["payout"] = report.payout_json(paid)
             report.write(results, request.out)
         if "canaries" in request.parts:
-            recalls = harness.planted(bench, world, options, scratch, missing)
+            recalls = planted(bench, world, options, scratch, missing)
             results["canaries"] = report.recalls_json(recalls)
         if "costs" in request.parts:
-            results["costs"] = report.cost_json(harness.costs_of(bench, world, scratch))
+            results["costs"] = report.cost_json(costs_of(bench, world, scratch))
         report.write(results, request.out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -37,8 +37,9 @@ from tests.bench import fidelity_page
 from workers import base_model
 from workers.base_model.corpus import Fact
 from workers.base_model.make import Shape, make
-from workers.evaluation import harness, lds, report
-from workers.evaluation.harness import Bench, Fidelity, Job, Options
+from workers.evaluation import costs, fidelity, harness, lds, payout, planted, report
+from workers.evaluation.fidelity import Fidelity
+from workers.evaluation.harness import Bench, Job, Options
 from workers.evaluation.methods import METHODS
 from workers.evaluation.world import World, draw, rows_from
 from workers.training.config import TrainingConfig
@@ -168,7 +169,7 @@ def bench(model: str, name: str, workers: int, config: TrainingConfig) -> Bench:
 # --- what is measured -------------------------------------------------------------------------
 
 
-def fidelity(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[Fidelity]]:
+def forecasts(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[Fidelity]]:
     """LDS in every world under every model."""
     out: dict[str, Any] = {}
     found: list[Fidelity] = []
@@ -182,7 +183,7 @@ def fidelity(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any]
             subsets=options.subsets, seeds=options.seeds, seed=number, methods=options.methods
         )
         where = bench(model, name, options.jobs, recipe(options))
-        got = harness.fidelity(where, WORLDS[world](), amounts, scratch / name, missing)
+        got = fidelity.fidelity(where, WORLDS[world](), amounts, scratch / name, missing)
         found.append(got)
         out[name] = report.fidelity_json(got)
         print_part(f"LDS: {name}", {"fidelity": out[name]})
@@ -191,7 +192,7 @@ def fidelity(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any]
     return out, found
 
 
-def payout(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def divisions(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Payout error among ten contributors of real text, and of facts that one of them told."""
     out: dict[str, Any] = {}
     for world in ("stdlib" if absent("tldr") else "tldr", "facts"):
@@ -199,15 +200,15 @@ def payout(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             name = f"{world}, {model} model"
             amounts = Options(coalitions=options.coalitions, methods=options.methods)
             drawn = tldr(4_000, 0, 60) if world == "tldr" else WORLDS[world]()
-            small = harness.small_world(drawn.rows, amounts)
+            small = payout.small_world(drawn.rows, amounts)
             where = bench(model, name, options.jobs, recipe(options))
-            got = harness.payout(where, small, amounts, scratch / f"payout {name}", {})
+            got = payout.payout(where, small, amounts, scratch / f"payout {name}", {})
             out[name] = report.payout_json(got)
             print_part(f"Payout: {name}", {"payout": out[name]})
     return out
 
 
-def canary(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def recalls(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Forty facts planted among real text."""
     out: dict[str, Any] = {}
     world = "stdlib" if absent("tldr") else "tldr"
@@ -215,17 +216,17 @@ def canary(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         name = f"{world}, {model} model"
         where = bench(model, name, options.jobs, CANARY_RECIPE)
         amounts = Options(methods=options.methods)
-        got = harness.planted(where, WORLDS[world](), amounts, scratch / f"canary {model}", {})
+        got = planted.planted(where, WORLDS[world](), amounts, scratch / f"canary {model}", {})
         out[name] = report.recalls_json(got)
         print_part(f"Planted facts: {name}", {"canaries": out[name]})
     return out
 
 
-def costs(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def times(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """CPU time of a query at 150, 300 and 600 rows."""
     world = stdlib() if absent("tldr") else tldr(600, 0)
     where = bench("bundled", "costs", options.jobs, TrainingConfig(epochs=1))
-    found = harness.costs_of(where, world, scratch, sizes=(150, 300, 600))
+    found = costs.costs_of(where, world, scratch, sizes=(150, 300, 600))
     shown = report.cost_json(found)
     print_part("Cost of a query: bundled model", {"costs": shown})
     return shown
@@ -239,7 +240,7 @@ def large(count: int, options: argparse.Namespace, scratch: Path) -> dict[str, A
         subsets=LARGE_SUBSETS, seeds=1, seed=99, queries=LARGE_HELD_OUT,
         methods=("index", "full-rank", "grad-dot"),
     )  # fmt: skip
-    got = harness.fidelity(where, tldr(count, LARGE_HELD_OUT, 60), amounts, scratch, {})
+    got = fidelity.fidelity(where, tldr(count, LARGE_HELD_OUT, 60), amounts, scratch, {})
     shown = report.fidelity_json(got)
     print_part(f"Rank against storage: {count} rows", {"fidelity": shown})
     scores = got.comparison.scores
@@ -304,16 +305,16 @@ def main() -> None:
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"recipe": RECIPE.to_dict(), "subsets": options.subsets}
     if "lds" in options.only:
-        results["lds"], found = fidelity(options, scratch)
+        results["lds"], found = forecasts(options, scratch)
         if len(found) == len(MODELS) * len(WORLDS):
             results["pooled"] = pooled(found)
             print_part("LDS, all of the above", {"fidelity": results["pooled"]})
     if "payout" in options.only:
-        results["payout"] = payout(options, scratch)
+        results["payout"] = divisions(options, scratch)
     if "canaries" in options.only:
-        results["canaries"] = canary(options, scratch)
+        results["canaries"] = recalls(options, scratch)
     if "costs" in options.only:
-        results["costs"] = costs(options, scratch)
+        results["costs"] = times(options, scratch)
     return results
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from workers.attribution.query import conclude, sketch_answer
+from workers.evaluation.harness import Bench, scene_of
 from workers.evaluation.methods import index_of
+from workers.evaluation.retrain import Query
 from workers.evaluation.scene import Scene
+from workers.evaluation.world import World
 
 PEER_CALLS = 3
 TIMED = 12
@@ -95,3 +98,23 @@ def _peer(scene: Scene) -> tuple[float | None, float | None, float | None]:
     ]
     together = fitted.scores(examples, damping=None, query_batch=len(examples))[1]
     return float(np.median(alone)), together / len(examples), fitted.seconds
+
+
+def costs_of(
+    bench: Bench,
+    world: World,
+    scratch: Path,
+    *,
+    sizes: Sequence[int] | None = None,
+    queries: int = 12,
+) -> list[Cost]:
+    """CPU time a query over the first `sizes` rows; by default a half of them, and all."""
+    asked = [Query(prompt=r.prompt, answer=r.completion) for r in world.rows[:queries]]
+    trial = bench.trial(world, asked)
+    (adapter,) = bench.adapters(trial, 1)
+    count = len(world.rows)
+    bench.report("costs", 0, 1)
+    scene = scene_of(bench, trial, adapter, asked, scratch / "costs", 0)
+    found = growth(scene, sizes or [count // 2, count])
+    bench.report("costs", 1, 1)
+    return found

@@ -1,6 +1,6 @@
 """What was found, as JSON, as a table and as a picture.
 
-`results` is one dict of plain values (`harness` measures, this module only shows): written as
+`results` is one dict of plain values (others measure, this module only shows): written as
 results.json, shown as text and Markdown by the same table, plotted by matplotlib where it is.
 """
 
@@ -13,8 +13,10 @@ from typing import Any
 
 from workers.evaluation import lds
 from workers.evaluation.costs import Cost
-from workers.evaluation.harness import Fidelity, Payout, Recalls
+from workers.evaluation.fidelity import Fidelity
 from workers.evaluation.methods import LABELS
+from workers.evaluation.payout import Payout
+from workers.evaluation.planted import Recalls
 from workers.evaluation.scene import NotInstalled
 from workers.evaluation.shapley import PayoutError
 
