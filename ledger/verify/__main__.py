@@ -1,16 +1,18 @@
 """`python -m ledger.verify FILE`: verify a lineage bundle with everything else switched off.
 
 Needs Python and PyNaCl. Reads one file (`-` is standard input), prints the verdict, exits 0; or
-says what failed and exits 1. Exit 4: no such file; 2: wrong usage; 8: a bug of this verifier.
+says what failed and exits 1. With `--packet FILE`, an audit packet, the verdict is about one row's
+score on the answer of the bundle. Exit 4: no such file; 2: wrong usage; 8: a bug of this verifier.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ledger.errors import LedgerError, MalformedProof, NotFound
+from ledger.verify import packet
 from ledger.verify.bundle import MAX_BUNDLE_BYTES, STEP_NAMES, verify_bundle
 from ledger.verify.encoding import printable
 from ledger.verify.note import parse_vkey
@@ -24,16 +26,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     _check_keys(parser, arguments)
+    steps = STEP_NAMES
     try:
+        data = _read(arguments.file, MAX_BUNDLE_BYTES)
         verdict = verify_bundle(
-            _read(arguments.file, MAX_BUNDLE_BYTES),
+            data,
             trusted_vkey=arguments.key,
             witness_vkeys=arguments.witness,
             policy=_policy(arguments.policy),
             require_l1=arguments.require_l1,
         )
+        if arguments.packet is not None:
+            steps = packet.STEP_NAMES
+            shown = _read(arguments.packet, packet.MAX_PACKET_BYTES)
+            verdict = packet.check_packet(shown, bundle=data, trusted_vkey=arguments.key)
     except LedgerError as error:
-        return _failed(error, as_json=arguments.json)
+        return _failed(error, steps, as_json=arguments.json)
     except Exception as error:
         # Hostile bytes must not look like a crash, and a crash must not look like a verdict.
         message = printable(f"{type(error).__name__}: {error}", MAX_MESSAGE_CHARS)
@@ -59,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "--policy",
         metavar="FILE",
         help="a witness policy (c2sp.org/tlog-policy): fail unless its quorum cosigned",
+    )
+    parser.add_argument(
+        "--packet", metavar="FILE", help="an audit packet: prove one row's score on the answer"
     )
     parser.add_argument("--require-l1", action="store_true", help="fail unless the L1 part checks")
     parser.add_argument("--json", action="store_true", help="the verdict as JSON")
@@ -90,7 +101,7 @@ def _read(name: str, limit: int) -> bytes:
         raise NotFound(f"cannot read {printable(name)}: {error.strerror}") from error
 
 
-def _failed(error: LedgerError, *, as_json: bool) -> int:
+def _failed(error: LedgerError, steps: Mapping[int, str], *, as_json: bool) -> int:
     if as_json:
         problem = {"verified": False, "error": error.slug, "message": str(error)}
         print(json.dumps({**problem, "detail": error.detail}, indent=2, default=str))
@@ -100,7 +111,7 @@ def _failed(error: LedgerError, *, as_json: bool) -> int:
     step = error.detail.get("step")
     if isinstance(step, int):
         print(
-            f"It failed in step {step}, {STEP_NAMES[step]}. Believe nothing that the file says.",
+            f"It failed in step {step}, {steps[step]}. Believe nothing that the file says.",
             file=sys.stderr,
         )
     return error.exit_code

@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
         ["--quick", "--cpu-time"],
     ),
     "attribution": ("What an attribution index costs, and an answer", []),
+    "attribution_audit": ("Audits: what another machine does to sketches, and what they cost", []),
     "evidence": ("Verbatim spans, and gates against junk and copies, on real rows", []),
     "fidelity": (
         "Attribution beside kronfluence, DataInf, spans and BM25, by retrained models",

@@ -30,6 +30,15 @@ from workers.outbox import Outbox
 from workers.runs import execute
 
 ROOT = Path(__file__).parents[2]
+ABSENT = """
+import sys
+for name in ("torch", "transformers", "peft", "safetensors", "ray", "psycopg", "eventsourcing",
+             "web3", "fastapi", "pymerkle"):
+    sys.modules[name] = None
+from ledger.cli.main import main
+main()
+"""
+"""The command where only the extras `client` and `audit` are installed, as far as it can tell."""
 RECIPE = {"epochs": 12, "batch_size": 4, "max_len": 64, "snapshot_steps": 20, "warmup_steps": 2}
 QUESTION = "Which colour has the lantern in Lima?"
 
@@ -45,14 +54,15 @@ class Audited:
     inference: str
     contributions: dict[str, str]
 
-    def tributary(self, *words: str, code: int = 0) -> str:
+    def tributary(self, *words: str, code: int = 0, lean: bool = False) -> str:
         """One command as the auditor runs it, in a process of its own."""
+        program = ["-c", ABSENT] if lean else ["-m", "ledger.cli.main"]
         environment = {
             **os.environ, "TRIBUTARY_API": self.api.url, "TRIBUTARY_HOME": str(self.home),
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-m", "ledger.cli.main", "attribution", *words],
+            [sys.executable, *program, "attribution", *words],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
@@ -154,6 +164,13 @@ def test_anyone_recomputes_the_shares(audited: Audited) -> None:
     assert report["facts"]["difference_ppm"] == 0
     shares = {share["contributor"]: share["ppm"] for share in found["body"]["shares"]}
     assert max(shares, key=lambda who: shares[who]) == audited.api.actor("ann"), "her fact"
+
+
+def test_it_takes_numpy_and_no_more(audited: Audited) -> None:
+    assert "0 ppm difference" in audited.tributary("verify", audited.inference, lean=True)
+    for words in (("verify", audited.inference, "--weights"), ("replay", audited.run)):
+        said = audited.tributary(*words, "--as", "worker", lean=True, code=8)
+        assert "tributary-ledger[client,workers]" in said
 
 
 def test_with_the_weights_and_the_rows_all_of_it_is_made_again(audited: Audited) -> None:

@@ -15,6 +15,7 @@ from ledger.errors import (
     NotIncluded,
     VerificationError,
 )
+from ledger.verify.__main__ import main
 from ledger.verify.encoding import encode_base64
 from ledger.verify.packet import (
     MAX_PACKET_BYTES,
@@ -214,6 +215,22 @@ def test_another_form_is_refused(case: str, world: PacketWorld) -> None:
 
 def test_size_is_bounded() -> None:
     refused(b" " * (MAX_PACKET_BYTES + 1), MalformedProof, 1)
+
+
+def test_the_pynacl_only_command_reads_packets(
+    world: PacketWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, packet = tmp_path / "answer.lineage.json", tmp_path / "row.packet.json"
+    bundle.write_bytes(world.bundle)
+    packet.write_bytes(world.bytes())
+    assert main([str(bundle), "--packet", str(packet), "--key", world.vkey]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("VERIFIED")
+    assert f"has the score {world.score(4)}" in said
+    packet.write_bytes(world.bytes(score=0))
+    assert main([str(bundle), "--packet", str(packet)]) == 1
+    assert "step 4, score" in capsys.readouterr().err
+    assert main([str(bundle), "--packet", str(tmp_path / "none")]) == 4
 
 
 def test_a_packet_of_100_000_rows_is_small(tmp_path: Path) -> None:
