@@ -24,6 +24,7 @@ import torch
 from peft import PeftModel
 
 from ledger.domain.canonical import canonical_json
+from ledger.domain.envelope import leaf_hash
 from ledger.domain.ids import sha256_hex
 from ledger.domain.rows import tree_root
 from tests.gates_world import SHARED, real
@@ -231,7 +232,7 @@ def synthetic(folder: Path, count: int) -> tuple[audit.Claim, Evidence]:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     leaves = [
-        hashlib.sha256(b"\0" + vectors[n].tobytes() + scales[n].tobytes() + line).digest()
+        leaf_hash(vectors[n].tobytes() + int(scales[n]).to_bytes(4, "big") + line)
         for n, line in enumerate(lines)
     ]
     manifest = canonical_json(

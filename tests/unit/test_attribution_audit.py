@@ -231,7 +231,8 @@ def test_a_damaged_index_is_refused_by_hash(
     "changes",
     [
         {"rows": 0}, {"dim": -1}, {"dim": 10**9}, {"files": {}}, {"placebo_level": "-1"},
-        {"placebo_level": 3}, {"row_root": "x"}, {"format": "tributary/attribution-index/v9"},
+        {"placebo_level": 3}, {"placebo_level": "9" * 41}, {"row_root": "x"},
+        {"format": "tributary/attribution-index/v9"},
     ],
     ids=str,
 )  # fmt: skip
@@ -369,6 +370,12 @@ def test_wrong_weights_are_refused(world: Answered, tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(NotFound):
         load_weights(audit, claim, base_model.BUNDLED, tmp_path)
+    shutil.copytree(world.adapter, tmp_path / "odd")
+    (tmp_path / "odd" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 999}')
+    fails(
+        "weights", "cannot be loaded",
+        lambda: load_weights(audit, claim, base_model.BUNDLED, tmp_path / "odd"),
+    )  # fmt: skip
 
 
 # --- the index itself -----------------------------------------------------------------------------
@@ -414,6 +421,28 @@ def test_an_index_of_other_rows_is_refused(
         "rebuilt index", said,
         lambda: audit_index(
             Audit(), world.committed(), world.model, world.tokenizer, rows, tmp_path
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": {"seed": "3"}}, {"config": {"dim": -1}}, {"config": {"unheard_of": 1}},
+        {"config": []}, {"threads": 0}, {"threads": 10**6}, {"unit_exponent": 10**6},
+        {"unit_exponent": None}, {"config": {"dim": 10**15, "max_len": 1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_nobody_can_build_with_are_refused(
+    changes: dict[str, Any], world: Answered, tmp_path: Path
+) -> None:
+    true = world.committed()
+    lie = replace(true, manifest={**true.manifest, **changes}, manifest_sha256="ab" * 32)
+    fails(
+        "rebuilt index", "rebuilt index",
+        lambda: audit_index(
+            Audit(), lie, world.model, world.tokenizer, world.rows, tmp_path
         ),
     )  # fmt: skip
 

@@ -34,6 +34,10 @@ MAX_SIMILARITY_PPM = 20_000
 """Largest difference of two rows' similarity (1,000,000 for a row with itself, about)."""
 MAX_LEVEL_PPM = 100_000
 """Difference of the placebo levels, in millionths of the rebuilt one."""
+MAX_SETTING = 2**53 - 1
+MAX_THREADS = 256
+MAX_EXPONENT = 900
+"""Of two, either way, for the unit of the scales: what a float holds."""
 _CHUNK = 4_096
 
 
@@ -80,13 +84,9 @@ def _rebuild(
     rows: Sequence[IndexedRow],
     folder: Path,
 ) -> CommittedIndex:
-    try:
-        config = IndexConfig(**manifest["config"])
-        threads = int(manifest["threads"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise Inconsistent(f"the manifest's settings are not an index's: {error}") from error
+    config, threads = _settings(manifest)
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(threads, 256)))
+    torch.set_num_threads(threads)
     try:
         built = build_index(
             model,
@@ -97,11 +97,25 @@ def _rebuild(
             base_digest=str(manifest["base_digest"]),
             config=config,
         )
-    except LedgerError as error:
+    except (LedgerError, ValueError, RuntimeError, MemoryError) as error:
         raise Inconsistent(f"no index can be built with these settings: {error}") from error
     finally:
         torch.set_num_threads(before)
     return open_committed(folder, manifest_sha256=built.manifest_sha256)
+
+
+def _settings(manifest: dict[str, Any]) -> tuple[IndexConfig, int]:
+    """Settings and thread count, of which a stranger's manifest may say anything."""
+    try:
+        settings, threads = dict(manifest["config"]), manifest["threads"]
+        numbers = [*settings.values(), threads]
+        if not all(type(n) is int and 0 <= n <= MAX_SETTING for n in numbers):
+            raise ValueError(f"every one is a number from 0 to {MAX_SETTING=}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"{threads} threads; expected 1 to {MAX_THREADS=}")
+        return IndexConfig(**settings), threads
+    except (KeyError, TypeError, ValueError) as error:
+        raise Inconsistent(f"the manifest's settings are not an index's: {error}") from error
 
 
 def compare_indexes(committed: CommittedIndex, again: CommittedIndex) -> Rebuild:
@@ -148,7 +162,10 @@ def _apart(a: CommittedIndex, b: CommittedIndex) -> int:
 
 def _units(index: CommittedIndex, rows: Sequence[int]) -> NDArray[np.float64]:
     """(rows, dim): rows that had norm 1 before they were projected."""
-    unit = 2.0 ** int(index.manifest["unit_exponent"])
+    exponent = index.manifest.get("unit_exponent")
+    if type(exponent) is not int or abs(exponent) > MAX_EXPONENT:
+        raise Inconsistent(f"unit_exponent must be an integer within {MAX_EXPONENT=}")
+    unit = 2.0**exponent
     found: NDArray[np.float64] = index.vectors[rows].astype(np.float64)
     found *= index.scales[rows, None] * unit
     return found

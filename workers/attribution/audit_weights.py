@@ -91,7 +91,10 @@ def load_weights(audit: Audit, claim: Claim, base: Path, adapter: Path) -> tuple
         if weights != claim.adapter_sha256:
             raise Inconsistent(f"the adapter is {weights}; the run made {claim.adapter_sha256}")
         model, tokenizer = base_model.load(base)
-        lora = PeftModel.from_pretrained(model, str(adapter))
+        try:
+            lora = PeftModel.from_pretrained(model, str(adapter))
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+            raise Inconsistent(f"the adapter cannot be loaded on that model: {error}") from error
         lora.eval()
     audit.ok("weights", f"base model {claim.base_model}, adapter {claim.adapter_sha256}")
     return lora, tokenizer

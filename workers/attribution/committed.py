@@ -31,6 +31,7 @@ SKETCH_MAGIC = b"tributary/attribution-sketch/v1\n"
 LIMIT = 127
 LEVEL_SHIFT = 32
 MAX_NORM = 2**62
+MAX_LEVEL_DIGITS = 40
 
 _ROW_FIELDS = {
     "contribution", "index", "row_hash", "contributor", "registered_index", "cluster",
@@ -205,6 +206,7 @@ def _manifest(raw: bytes) -> dict[str, Any]:
             and isinstance(level, str)
             and level.isascii()
             and level.isdigit()
+            and len(level) <= MAX_LEVEL_DIGITS
         )
         for name in SCORED_FILES:
             check_hash(files[name]["sha256"], f"files.{name}.sha256")
