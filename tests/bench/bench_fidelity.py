@@ -259,7 +259,8 @@ def pooled(found: Sequence[Fidelity]) -> dict[str, Any]:
                 m: {k: float(np.mean([f.kinds[m][k] for f in found])) for k in kinds}
                 for m in whole.scores
             },
-            ceiling=None,
+            agreement=None,
+            seeds=found[0].seeds,
             queries={k: sum(f.queries[k] for f in found) for k in kinds},
             rows=sum(f.rows for f in found),
             contributors=sum(f.contributors for f in found),

@@ -79,7 +79,7 @@ def tables(known: Mapping[str, Any]) -> str:
 
 def _by_world(worlds: Mapping[str, Any]) -> report.Table:
     methods = list(next(iter(worlds.values()))["lds"])
-    head = ["world", "rows", *(LABELS.get(m, m) for m in methods), "two seeds agree"]
+    head = ["world", "rows", *(LABELS.get(m, m) for m in methods), "ceiling"]
     return [
         head,
         *(
@@ -87,7 +87,7 @@ def _by_world(worlds: Mapping[str, Any]) -> report.Table:
                 name,
                 str(part["rows"]),
                 *(f"{part['lds'][m]['mean']:.3f}" if m in part["lds"] else "" for m in methods),
-                f"{part['ceiling']['mean']:.2f}" if part["ceiling"] else "",
+                f"{part['ceiling']:.3f}" if part["ceiling"] else "",
             ]
             for name, part in worlds.items()
         ),

@@ -149,12 +149,18 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert held >= 33
 
 
-def test_the_ceiling_is_the_correlation_of_two_measurements() -> None:
-    _, outputs = linear_world(queries=30)
-    assert lds.ceiling(outputs, outputs).mean == pytest.approx(1.0)
+def test_the_ceiling_is_what_the_truth_reaches_on_noisy_outputs() -> None:
+    truth, outputs = linear_world(queries=60)
+    assert lds.agreement(outputs, outputs).mean == pytest.approx(1.0)
     spread = outputs.std(axis=1, keepdims=True)
-    noisy = [outputs + spread * RANDOM.normal(size=outputs.shape) for _ in range(2)]
-    assert 0.3 < lds.ceiling(*noisy).mean < 0.65  # equal parts of signal and noise: 0.5
+    one, two = (outputs + spread * RANDOM.normal(size=outputs.shape) for _ in range(2))
+    agreement = lds.agreement(one, two).mean
+    assert 0.35 < agreement < 0.6  # equal parts of signal and noise: 0.5
+    best = lds.predictions(truth, members())
+    assert lds.lds(best, one).mean() == pytest.approx(lds.ceiling(agreement, 1), abs=0.06)
+    both = lds.lds(best, (one + two) / 2).mean()
+    assert both == pytest.approx(lds.ceiling(agreement, 2), abs=0.06)
+    assert lds.ceiling(-0.1, 2) == 0.0
 
 
 @pytest.mark.parametrize(

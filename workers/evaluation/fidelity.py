@@ -25,7 +25,9 @@ class Fidelity:
 
     comparison: lds.Comparison
     kinds: dict[str, dict[str, float]]
-    ceiling: lds.Estimate | None
+    agreement: lds.Estimate | None
+    """Between the outputs of two training seeds; None for one seed alone."""
+    seeds: int
     queries: dict[str, int]
     rows: int
     contributors: int
@@ -75,14 +77,15 @@ def fidelity(
                 {k: float(each[kinds == k].mean()) for k in sorted(set(kinds))}
             )
     bench.report("attribution", len(adapters), len(adapters))
-    ceiling = lds.ceiling(by_seed[0], by_seed[1]) if options.seeds > 1 else None
+    several = options.seeds > 1
     return Fidelity(
         comparison=lds.pooled(parts),
         kinds={
             name: {k: float(np.mean([d[k] for d in dicts])) for k in dicts[0]}
             for name, dicts in by_kind.items()
         },
-        ceiling=ceiling,
+        agreement=lds.agreement(by_seed[0], by_seed[1]) if several else None,
+        seeds=options.seeds,
         queries={str(k): int((kinds == k).sum()) for k in sorted(set(kinds))},
         rows=len(world.rows),
         contributors=len(world.contributors),

@@ -124,13 +124,19 @@ def pooled(parts: Sequence[tuple[Mapping[str, float], Mapping[str, Floats]]]) ->
     )
 
 
-def ceiling(measured: Floats, again: Floats) -> Estimate:
-    """How well one seed's outputs foretell another's: about the square of the best LDS.
-
-    A perfect forecast of the expected output correlates with one noisy measurement by the root of
-    the correlation of two such measurements (Spearman's attenuation); `root` applies it.
-    """
+def agreement(measured: Floats, again: Floats) -> Estimate:
+    """How well one training seed's outputs foretell another's, (queries, subsets) each."""
     return compare({"again": again}, measured).scores["again"]
+
+
+def ceiling(agreement: float, seeds: int) -> float:
+    """The LDS that the best forecast can expect of outputs averaged over `seeds` trainings.
+
+    Their reliability is n c / (1 + (n - 1) c) for an agreement of c (Spearman and Brown), and a
+    perfect forecast of the expected output correlates with them by its root.
+    """
+    c = max(agreement, 0.0)
+    return float((seeds * c / (1 + (seeds - 1) * c)) ** 0.5)
 
 
 def _interval(mean: float, drawn: Floats, *, bound: float) -> Estimate:

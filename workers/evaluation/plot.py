@@ -49,8 +49,7 @@ def _lds(axes: Any, part: Mapping[str, Any]) -> None:
     axes.barh(names, means, xerr=errors, color=colours, ecolor="#333333", capsize=2)
     axes.axvline(0, color="#333333", linewidth=0.8)
     if part["ceiling"]:
-        roof = max(part["ceiling"]["mean"], 0.0) ** 0.5
-        axes.axvline(roof, color="#333333", linewidth=0.8, linestyle=":")
+        axes.axvline(part["ceiling"], color="#333333", linewidth=0.8, linestyle=":")
     axes.set_title("Linear datamodeling score (dotted: noise ceiling)", fontsize=10)
 
 

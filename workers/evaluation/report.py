@@ -36,7 +36,9 @@ def fidelity_json(found: Fidelity) -> dict[str, Any]:
         "rows": found.rows,
         "contributors": found.contributors,
         "queries": found.queries,
-        "ceiling": asdict(found.ceiling) if found.ceiling else None,
+        "training_seeds": found.seeds,
+        "agreement": asdict(found.agreement) if found.agreement else None,
+        "ceiling": lds.ceiling(found.agreement.mean, found.seeds) if found.agreement else None,
         "lds": {
             name: {**asdict(estimate), "kinds": found.kinds[name]}
             for name, estimate in scores.items()
@@ -153,13 +155,11 @@ def sections(results: Mapping[str, Any]) -> list[tuple[str, str, Table]]:
     out: list[tuple[str, str, Table]] = []
     if part := results.get("fidelity"):
         asked = ", ".join(f"{count} {kind}" for kind, count in part["queries"].items())
-        ceiling = part["ceiling"]
         says = f"{part['rows']} rows of {part['contributors']} contributors; {asked} answers."
-        if ceiling:
+        if agreement := part["agreement"]:
             says += (
-                f" Two trainings of one subset agree by {ceiling['mean']:.3f} "
-                f"{_interval(ceiling)}: a perfect forecast of one would reach "
-                f"{max(ceiling['mean'], 0.0) ** 0.5:.3f}."
+                f" Two trainings of one subset agree by {agreement['mean']:.3f} "
+                f"{_interval(agreement)}: no forecast can expect more than {part['ceiling']:.3f}."
             )
         out.append(("Linear datamodeling score", says, lds_table(part)))
     if part := results.get("payout"):
