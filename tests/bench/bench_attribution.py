@@ -85,7 +85,11 @@ def scan() -> dict[str, Any]:
     nothing: Any = None
     # A placebo level that some hundred of the rows clear, as with a real answer.
     index = Index(
-        path=Path(), manifest={"method": "", "placebo_level": str(20_000_000 << 32)},
+        path=Path(),
+        manifest={
+            "method": "", "placebo_level": str(20_000_000 << 32),
+            "noise_level": str(15_000_000 << 32),
+        },
         manifest_sha256="", rows=rows, clusters=np.arange(SCAN_ROWS),
         names=sorted({row.contributor for row in rows}), codes=np.arange(SCAN_ROWS) // 50,
         vectors=vectors, scales=rng.integers(1, 2**24, SCAN_ROWS, dtype=np.uint32),

@@ -225,7 +225,8 @@ def test_same_sketch_same_scores_and_shares_to_the_bit(world: World) -> None:
     ]
     assert scores_from_sketch(audited, sketch).tolist() == slow
     names, groups = [r.contributor for r in audited.rows], [r.cluster for r in audited.rows]
-    shares = shares_from_scores(slow, names, groups, result.placebo)
+    noise = audited.noise(sketch)
+    shares = shares_from_scores(slow, names, groups, result.placebo, noise=noise)
     assert (shares.contributors, shares.unattributed_ppm) == (
         result.shares,
         result.unattributed_ppm,
@@ -276,7 +277,11 @@ def test_ten_names_earn_what_one_name_earns(world: World) -> None:
             for n, r in enumerate(rows)
         ]
         shares = shares_from_scores(
-            scores.tolist(), split, [r.cluster for r in rows], result.placebo
+            scores.tolist(),
+            split,
+            [r.cluster for r in rows],
+            result.placebo,
+            noise=world.index.noise(sketch),
         )
         whole = dict(result.shares).get(fact.contributor, 0)
         parts = sum(ppm for name, ppm in shares.contributors if name.startswith(fact.contributor))

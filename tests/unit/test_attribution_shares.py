@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from ledger.domain.events import MAX_SHARES
 from ledger.domain.money import PPM_WHOLE
 from ledger.errors import InvalidEvent
-from workers.attribution.shares import shares_from_scores
+from workers.attribution.shares import (
+    WEIGHT_BITS,
+    shares_from_scores,
+    shift_of,
+    weight_of,
+)
 
 rows_of_an_answer = st.lists(
     st.tuples(st.integers(-(2**48), 2**48), st.sampled_from(["ann", "bob", "cyd", "dan"])),
@@ -23,25 +28,33 @@ def alone(count: int) -> list[int]:
     return list(range(count))
 
 
-@given(rows_of_an_answer, st.integers(0, 2**48))
-def test_always_the_whole_and_never_negative(rows: list[tuple[int, str]], placebo: int) -> None:
+@given(rows_of_an_answer, st.integers(0, 2**48), st.integers(0, 2**48))
+def test_always_the_whole_and_never_negative(
+    rows: list[tuple[int, str]], placebo: int, noise: int
+) -> None:
     scores, names = [r[0] for r in rows], [r[1] for r in rows]
-    shares = shares_from_scores(scores, names, alone(len(rows)), placebo)
+    shares = shares_from_scores(scores, names, alone(len(rows)), placebo, noise=noise)
     assert sum(ppm for _, ppm in shares.contributors) + shares.unattributed_ppm == PPM_WHOLE
     assert all(ppm > 0 for _, ppm in shares.contributors)
     assert shares.contributors == sorted(shares.contributors)
-    if max(scores, default=0) <= placebo:
+    if max(scores, default=0) <= max(placebo, noise):
         assert shares.unattributed_ppm == PPM_WHOLE
 
 
-@given(rows_of_an_answer, st.integers(0, 2**40), st.randoms(use_true_random=False))
+@given(
+    rows_of_an_answer,
+    st.integers(0, 2**40),
+    st.integers(0, 2**40),
+    st.randoms(use_true_random=False),
+)
 def test_splitting_an_identity_gains_nothing(
-    rows: list[tuple[int, str]], placebo: int, rng: random.Random
+    rows: list[tuple[int, str]], placebo: int, noise: int, rng: random.Random
 ) -> None:
     scores, names = [r[0] for r in rows], [r[1] for r in rows]
     split = [f"ann-{rng.randrange(10)}" if name == "ann" else name for name in names]
-    before = dict(shares_from_scores(scores, names, alone(len(rows)), placebo).contributors)
-    after = shares_from_scores(scores, split, alone(len(rows)), placebo).contributors
+    whole = alone(len(rows))
+    before = dict(shares_from_scores(scores, names, whole, placebo, noise=noise).contributors)
+    after = shares_from_scores(scores, split, whole, placebo, noise=noise).contributors
     gained = sum(ppm for name, ppm in after if name.startswith("ann-")) - before.get("ann", 0)
     assert gained <= 10  # rounding: less than one ppm for each name
 
@@ -58,10 +71,35 @@ def test_a_copy_earns_nothing_and_costs_nothing() -> None:
     assert after == before
 
 
-def test_placebo_is_one_more_voice() -> None:
-    shares = shares_from_scores([30, 20, 10, 9], ["ann", "bob", "cyd", "dan"], alone(4), 10)
-    assert shares.contributors == [("ann", 500_000), ("bob", 250_000)]
-    assert shares.unattributed_ppm == 250_000
+def test_a_row_weighs_what_stands_out_of_the_noise() -> None:
+    weights = [weight_of(score, 100, 0) for score in (-500, 0, 100, 101, 150, 200, 1000)]
+    assert weights[:3] == [0, 0, 0]
+    exact = [s - 100**4 / s**3 for s in (101, 150, 200, 1000)]
+    assert all(abs(w - e) <= 2 for w, e in zip(weights[3:], exact, strict=True))
+
+
+@given(st.integers(0, 2**54), st.integers(0, 2**54), st.integers(0, 2**54))
+def test_more_score_hardly_ever_weighs_less(a: int, b: int, noise: int) -> None:
+    """Never by more than the rounding of three divisions."""
+    low, high = sorted((a, b))
+    shift = shift_of(high, noise)
+    assert 0 <= weight_of(low, noise, shift) <= weight_of(high, noise, shift) + 3
+    assert weight_of(high, noise, shift) <= high >> shift < 2**WEIGHT_BITS
+
+
+def test_what_does_not_clear_the_placebo_is_nobodys() -> None:
+    parts = [
+        shares_from_scores([best, 5], ["ann", "bob"], alone(2), 10, noise=5).unattributed_ppm
+        for best in (9, 10, 11, 20, 100)
+    ]
+    assert parts == [1_000_000, 1_000_000, 826_447, 250_000, 10_000]
+
+
+def test_what_is_withdrawn_is_unattributed_and_its_copies_stay_silent() -> None:
+    names, clusters = ["ann", "bob", "eve"], [0, 1, 0]
+    shares = shares_from_scores([30, 30, 30], names, clusters, 0, withdrawn={0})
+    assert shares.contributors == [("bob", 500_000)]
+    assert shares.unattributed_ppm == 500_000
 
 
 def test_remainder_ties_go_by_id() -> None:
@@ -84,6 +122,11 @@ def test_ten_thousand_contributors() -> None:
     assert event.unattributed_ppm > 900_000
 
 
+def test_a_noise_level_is_a_whole_number_too() -> None:
+    with pytest.raises(InvalidEvent, match="noise"):
+        shares_from_scores([1], ["a"], [0], 0, noise=-1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -93,6 +136,7 @@ def test_ten_thousand_contributors() -> None:
         (([1, 1, 1], ["a", "b", "c"], [0, 0, 1], 0), "represents itself"),
         (([1], ["a"], [0], -1), "placebo"),
         (([1], ["a"], [0], 0.5), "placebo"),
+        (([1], ["a"], [0], True), "placebo"),
     ],
 )
 def test_bad_input_is_named(arguments: tuple, words: str) -> None:  # type: ignore[type-arg]

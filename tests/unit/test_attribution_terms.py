@@ -20,7 +20,7 @@ SKETCH = Sketch(vector=np.ones(4, dtype=np.int8), norm=NORM_UNIT)
 NOTHING: Any = None
 
 
-def index_of(clusters: list[int], givers: list[int], placebo: int) -> Index:
+def index_of(clusters: list[int], givers: list[int], placebo: int, noise: int = 0) -> Index:
     """An index of rows without vectors: the scores come from the test."""
     rows = [
         RowMeta(
@@ -34,11 +34,15 @@ def index_of(clusters: list[int], givers: list[int], placebo: int) -> Index:
         for n, (cluster, giver) in enumerate(zip(clusters, givers, strict=True))
     ]
     names = sorted({row.contributor for row in rows})
-    # A sketch of norm NORM_UNIT has its placebo at exactly this score.
-    level = (placebo << LEVEL_SHIFT) // NORM_UNIT
+    # A sketch of norm NORM_UNIT has its levels at exactly these scores.
+    levels = [str((level << LEVEL_SHIFT) // NORM_UNIT) for level in (placebo, noise)]
     return Index(
         path=Path(),
-        manifest={"method": "ekfac-lora/v2", "placebo_level": str(level)},
+        manifest={
+            "method": "ekfac-lora/v2",
+            "placebo_level": levels[0],
+            "noise_level": levels[1],
+        },
         manifest_sha256="ab" * 32,
         rows=rows,
         clusters=np.array(clusters, dtype=np.int64),
@@ -47,7 +51,7 @@ def index_of(clusters: list[int], givers: list[int], placebo: int) -> Index:
         vectors=np.zeros((len(rows), 4), dtype=np.int8),
         scales=np.ones(len(rows), dtype=np.uint32),
         whitener=NOTHING,
-        fold=NOTHING,
+        coordinates=NOTHING,
         matrix=NOTHING,
     )
 
@@ -69,8 +73,8 @@ def worlds(draw: st.DrawFn) -> tuple[Index, Any, Terms]:
         withdrawn=frozenset(UUIDS[g] for g in gone),
         splits=frozenset((UUIDS[givers[row]], row) for row in split),
     )
-    placebo = draw(st.integers(0, 2**54))
-    return index_of(clusters, givers, placebo), np.array(scores, dtype=np.int64), terms
+    placebo, noise = draw(st.integers(0, 2**54)), draw(st.integers(0, 2**54))
+    return index_of(clusters, givers, placebo, noise), np.array(scores, dtype=np.int64), terms
 
 
 @settings(max_examples=300, deadline=None)
@@ -87,6 +91,7 @@ def test_the_fast_rule_is_the_written_one(world: tuple[Index, Any, Terms]) -> No
         [row.contributor for row in index.rows],
         clusters,
         index.placebo(SKETCH),
+        noise=index.noise(SKETCH),
         withdrawn={n for n, row in enumerate(index.rows) if row.contribution in terms.withdrawn},
     )
     assert shares_from_index(index, SKETCH, scores, terms=terms) == expected

@@ -44,7 +44,7 @@ from workers.attribution.evidence import (
     NotAttributed,
     parse,
 )
-from workers.attribution.shares import Shares, shares_from_voices
+from workers.attribution.shares import Shares, shares_from_voices, shift_of, weight_of
 from workers.attribution.terms import Terms
 
 STEPS = ("evidence", "index", "rows", "terms", "scores", "placebo", "shares", "named rows",
@@ -162,7 +162,7 @@ def audit_shares(
         _agree("placebo", evidence.placebo, placebo)
     audit.ok("placebo", f"{placebo}, cleared by {int((scores > placebo).sum())} rows")
     speaking = speaking_rows(index, terms)
-    shares = shares_of(index, scores, placebo, speaking, terms)
+    shares = shares_of(index, scores, sketch, speaking, terms)
     _check_shares(audit, claim, shares)
     _check_named(audit, evidence, index, scores, speaking)
     return shares
@@ -182,6 +182,11 @@ def placebo_of(index: CommittedIndex, sketch: CommittedSketch) -> int:
     return index.placebo_level * sketch.norm >> LEVEL_SHIFT
 
 
+def noise_of(index: CommittedIndex, sketch: CommittedSketch) -> int:
+    """The score up to which a row does not count, for an answer of this norm."""
+    return index.noise_level * sketch.norm >> LEVEL_SHIFT
+
+
 def speaking_rows(index: CommittedIndex, terms: Terms) -> NDArray[np.bool_]:
     """(rows,): representatives of their clusters, and rows that the terms split off."""
     split = terms.splits
@@ -197,19 +202,22 @@ def speaking_rows(index: CommittedIndex, terms: Terms) -> NDArray[np.bool_]:
 def shares_of(
     index: CommittedIndex,
     scores: NDArray[np.int64],
-    placebo: int,
+    sketch: CommittedSketch,
     speaking: NDArray[np.bool_],
     terms: Terms,
 ) -> Shares:
     """Shares by the rule of `shares.py`; rows of withdrawn contributions weigh and earn nothing."""
-    voices, lost = [], 0
-    for n in np.flatnonzero(speaking & (scores > placebo)).tolist():
-        row, excess = index.rows[n], int(scores[n]) - placebo
+    noise, voices, lost = noise_of(index, sketch), [], 0
+    heard = np.flatnonzero(speaking & (scores > noise)).tolist()
+    best = max((int(scores[n]) for n in heard), default=0)
+    shift = shift_of(best, noise)
+    for n in heard:
+        row, weight = index.rows[n], weight_of(int(scores[n]), noise, shift)
         if row.contribution in terms.withdrawn:
-            lost += excess
+            lost += weight
         else:
-            voices.append((row.contributor, excess))
-    return shares_from_voices(voices, placebo=placebo, lost=lost)
+            voices.append((row.contributor, weight))
+    return shares_from_voices(voices, placebo=placebo_of(index, sketch), best=best, lost=lost)
 
 
 def difference_ppm(a: Shares, b: Shares) -> int:

@@ -26,7 +26,6 @@ from workers.attribution.audit import (
     Audit,
     Claim,
     difference_ppm,
-    placebo_of,
     shares_of,
     speaking_rows,
 )
@@ -127,8 +126,7 @@ def audit_sketch(
             )
     audit.ok("sketch", str(difference))
     scores = scores_of(committed, again)
-    placebo = placebo_of(committed, again)
-    found = shares_of(committed, scores, placebo, speaking_rows(committed, terms), terms)
+    found = shares_of(committed, scores, again, speaking_rows(committed, terms), terms)
     with audit.taking("effect"):
         moved = difference_ppm(shares, found)
         if moved > MAX_EFFECT_PPM:

@@ -16,7 +16,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import frexp, ldexp
+from math import frexp, isqrt, ldexp
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -113,7 +113,7 @@ def build_index(
         )
         own = np.array(clusters) == np.arange(len(rows))
         report("placebo", 0, config.placebo_examples)
-        level = _placebo_level(lensed, examples, config, files.vectors, scales, own)
+        placebo, noise = _levels(lensed, examples, config, files.vectors, scales, own)
     lines = [
         canonical_json(asdict(_meta(row, cluster)))
         for row, cluster in zip(rows, clusters, strict=True)
@@ -126,7 +126,8 @@ def build_index(
         "dim": int(lensed.matrix.shape[1]),
         "row_root": row_root_of(files.vectors, scales, lines).hex(),
         "unit_exponent": exponent,
-        "placebo_level": str(level),
+        "placebo_level": str(placebo),
+        "noise_level": str(noise),
         "files": {name: _stamp(work / name) for name in (VECTORS, SCALES, ROWS, LENS)},
     }
     workshop.publish(canonical_json(manifest))
@@ -260,27 +261,39 @@ def _sketch_rows(
     report("rows", count, count)
 
 
-def _placebo_level(
+def _levels(
     lensed: _Lensed,
     examples: Examples,
     config: IndexConfig,
     vectors: NDArray[np.int8],
     scales: NDArray[np.uint32],
     own: NDArray[np.bool_],
-) -> int:
-    """The quantile, over placebos, of the best score per unit of norm (2^-LEVEL_SHIFT)."""
+) -> tuple[int, int]:
+    """What answers without sense score, per unit of norm (2^-LEVEL_SHIFT).
+
+    The placebo level is a quantile, over placebos, of the best row's score; the noise level the
+    median of the score that `noisy_rows` rows reach.
+    """
     placebos = _placebos(examples, config.placebo_examples, Random(config.seed))  # noqa: S311
-    levels: list[int] = []
-    size = lensed.camera.batch
+    best: list[int] = []
+    noise: list[int] = []
+    size, place = lensed.camera.batch, min(noisy_rows(int(own.sum())), int(own.sum()))
     for start in range(0, len(placebos), size):
         entries, steps = lensed.sketch(placebos[start : start + size])
-        best = scores_of(vectors, scales, entries)[:, own].max(axis=1)
+        scores = np.sort(scores_of(vectors, scales, entries)[:, own], axis=1)
         # The norm of a unit vector is 1: its sketch has norm 1/step.
-        for sketch, score in zip(
-            sketches(entries, steps, torch.ones(len(entries))), best.tolist(), strict=True
-        ):
-            levels.append((max(score, 0) << LEVEL_SHIFT) // max(sketch.norm, 1))
-    return sorted(levels)[(len(levels) - 1) * config.placebo_quantile_ppm // PPM_WHOLE]
+        norms = [max(s.norm, 1) for s in sketches(entries, steps, torch.ones(len(entries)))]
+        for norm, row in zip(norms, scores, strict=True):
+            best.append((max(int(row[-1]), 0) << LEVEL_SHIFT) // norm)
+            noise.append((max(int(row[-place]), 0) << LEVEL_SHIFT) // norm)
+    placebo = sorted(best)[(len(best) - 1) * config.placebo_quantile_ppm // PPM_WHOLE]
+    return placebo, min(placebo, sorted(noise)[(len(noise) - 1) // 2])
+
+
+def noisy_rows(count: int) -> int:
+    """How many of `count` rows may count by chance: twice the root, so that what chance earns
+    shrinks beside what rows earn as an index grows."""
+    return max(1, 2 * isqrt(count))
 
 
 def _placebos(examples: Examples, count: int, random: Random) -> list[Example]:

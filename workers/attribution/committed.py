@@ -20,7 +20,7 @@ from ledger.domain.ids import check_actor, check_hash, sha256_hex
 from ledger.domain.rows import tree_path, tree_root
 from ledger.errors import Inconsistent, InvalidEvent, NotFound
 
-FORMATS = ("tributary/attribution-index/v1", "tributary/attribution-index/v2")
+FORMATS = ("tributary/attribution-index/v2",)
 """How an index is made differs between them; the files read here are the same."""
 MANIFEST, VECTORS, SCALES, ROWS = "manifest.json", "vectors.i8", "scales.u32", "rows.jsonl"
 SCORED_FILES = (VECTORS, SCALES, ROWS)
@@ -82,6 +82,11 @@ class CommittedIndex:
     def placebo_level(self) -> int:
         """Score per unit of sketch norm, in 2^-LEVEL_SHIFT."""
         return int(self.manifest["placebo_level"])
+
+    @property
+    def noise_level(self) -> int:
+        """The same of the level below which a row does not count."""
+        return int(self.manifest["noise_level"])
 
     def leaves(self) -> list[bytes]:
         """Leaf hashes of the row tree: vector || scale (u32 big-endian) || line."""
@@ -198,15 +203,18 @@ def _manifest(raw: bytes) -> dict[str, Any]:
         value = parse_canonical(raw)
         if not isinstance(value, dict) or value.get("format") not in FORMATS:
             raise InvalidEvent(f"expected format {' or '.join(FORMATS)}")
-        files, level = value["files"], value["placebo_level"]
+        files, levels = value["files"], (value["placebo_level"], value["noise_level"])
         ok = (
             all(type(value[name]) is int and value[name] > 0 for name in ("rows", "dim"))
             and value["dim"] <= MAX_DIM
             and all(type(files[name]["bytes"]) is int for name in SCORED_FILES)
-            and isinstance(level, str)
-            and level.isascii()
-            and level.isdigit()
-            and len(level) <= MAX_LEVEL_DIGITS
+            and all(
+                isinstance(level, str)
+                and level.isascii()
+                and level.isdigit()
+                and len(level) <= MAX_LEVEL_DIGITS
+                for level in levels
+            )
         )
         for name in SCORED_FILES:
             check_hash(files[name]["sha256"], f"files.{name}.sha256")
@@ -214,7 +222,7 @@ def _manifest(raw: bytes) -> dict[str, Any]:
     except (InvalidEvent, KeyError, TypeError) as error:
         raise Inconsistent(f"{MANIFEST} is no index manifest: {error}") from error
     if not ok:
-        raise Inconsistent(f"{MANIFEST} is no index manifest: rows, dim, files or placebo_level")
+        raise Inconsistent(f"{MANIFEST} is no index manifest: rows, dim, files or a level")
     return value
 
 

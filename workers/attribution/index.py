@@ -65,7 +65,7 @@ MANIFEST, VECTORS, SCALES, ROWS, LENS = (
 )
 MAX_MANIFEST_BYTES = 4 * 2**20
 LEVEL_SHIFT = 32
-"""The placebo level is score per unit of sketch norm, in 2^-LEVEL_SHIFT."""
+"""Both levels are score per unit of sketch norm, in 2^-LEVEL_SHIFT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,12 @@ class Index:
         return str(self.manifest["row_root"])
 
     def placebo(self, sketch: Sketch) -> int:
-        """The score that a row reaches by chance for an answer of this norm."""
+        """The score that the best row reaches by chance, for an answer of this norm."""
         return int(self.manifest["placebo_level"]) * sketch.norm >> LEVEL_SHIFT
+
+    def noise(self, sketch: Sketch) -> int:
+        """The score up to which a row's say is noise, for an answer of this norm."""
+        return int(self.manifest["noise_level"]) * sketch.norm >> LEVEL_SHIFT
 
     def sketches(
         self, model: nn.Module, sites: Sequence[Site], batch: dict[str, Tensor]

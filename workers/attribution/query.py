@@ -20,7 +20,7 @@ from torch import nn
 from ledger.errors import Inconsistent, InvalidEvent
 from workers.attribution.gradients import Site, lora_sites
 from workers.attribution.index import Index, scores_of
-from workers.attribution.shares import Shares, shares_from_voices
+from workers.attribution.shares import Shares, shares_from_voices, shift_of
 from workers.attribution.sketch import Sketch
 from workers.attribution.terms import NO_TERMS, Terms
 from workers.training.data import IGNORED, Example, collate, inert, pad_id, prompt_ids
@@ -33,9 +33,9 @@ QUERY_BATCH = 16
 DEFAULT_CONTEXT = 4_096
 """Tokens of prompt and answer, for a model that does not say its own limit."""
 
-_HALF = 32
 Messages = Sequence[Mapping[str, str]]
 Scores = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def conclude_from_scores(
 ) -> AttributionResult:
     """`conclude` for scores that were computed already, several answers at once."""
     speaking = _speaking(index, terms)
-    shares = _shares(index, index.placebo(sketch), scores, speaking, terms)
+    shares = _shares(index, sketch, scores, speaking, terms)
     return AttributionResult(
         shares=shares.contributors,
         unattributed_ppm=shares.unattributed_ppm,
@@ -157,36 +157,33 @@ def shares_from_index(
     index: Index, sketch: Sketch, scores: Scores, *, terms: Terms = NO_TERMS
 ) -> Shares:
     """Shares by the rule of `shares.py` with this index's contributors, clusters and level."""
-    return _shares(index, index.placebo(sketch), scores, _speaking(index, terms), terms)
+    return _shares(index, sketch, scores, _speaking(index, terms), terms)
 
 
-def _shares(
-    index: Index, placebo: int, scores: Scores, speaking: NDArray[np.bool_], terms: Terms
-) -> Shares:
-    rows = np.flatnonzero(speaking & (scores > placebo))
+def _shares(index: Index, sketch: Sketch, scores: Scores, speaking: Flags, terms: Terms) -> Shares:
+    noise = index.noise(sketch)
+    rows = np.flatnonzero(speaking & (scores > noise))
+    best = int(scores[rows].max()) if len(rows) else 0
+    weights = _weights(scores[rows], noise, shift_of(best, noise))
     gone = np.zeros(len(rows), dtype=np.bool_)
     if terms.withdrawn:
         gone[:] = [index.rows[row].contribution in terms.withdrawn for row in rows.tolist()]
-    excess = scores[rows] - placebo
-    earned = _sums(index.codes[rows[~gone]], excess[~gone])
-    lost = sum(_sums(np.zeros(int(gone.sum()), dtype=np.int64), excess[gone]).values())
-    voices = ((index.names[code], weight) for code, weight in earned.items())
-    return shares_from_voices(voices, placebo=placebo, lost=lost)
+    earned = np.zeros(len(index.names), dtype=np.int64)
+    np.add.at(earned, index.codes[rows[~gone]], weights[~gone])
+    return shares_from_voices(
+        zip(index.names, earned.tolist(), strict=True),
+        placebo=index.placebo(sketch),
+        best=best,
+        lost=int(weights[gone].sum()),
+    )
 
 
-def _sums(codes: NDArray[np.int64], values: Scores) -> dict[int, int]:
-    """Sum of `values` (0 to 2^63) by code, exactly: in two halves, which cannot overflow."""
-    if not len(codes):
-        return {}
-    order = np.argsort(codes, kind="stable")
-    codes, values = codes[order], values[order]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    high = np.add.reduceat(values >> _HALF, starts).tolist()
-    low = np.add.reduceat(values & ((1 << _HALF) - 1), starts).tolist()
-    return {
-        int(code): (h << _HALF) + rest
-        for code, h, rest in zip(codes[starts].tolist(), high, low, strict=True)
-    }
+def _weights(scores: Scores, noise: int, shift: int) -> Scores:
+    """`shares.weight_of` of every score, all above `noise`: no step passes 2^41."""
+    kept, level = scores >> shift, noise >> shift
+    divisor = np.maximum(kept, 1)
+    weights: Scores = kept - (level * level // divisor) ** 2 // divisor
+    return np.where(kept > level, weights, 0)
 
 
 def scores_sha256(scores: Scores) -> str:
@@ -194,9 +191,9 @@ def scores_sha256(scores: Scores) -> str:
     return hashlib.sha256(scores.astype(">i8").data).hexdigest()
 
 
-def _speaking(index: Index, terms: Terms) -> NDArray[np.bool_]:
+def _speaking(index: Index, terms: Terms) -> Flags:
     """Rows that represent their cluster, and those that an appeal gave a voice of their own."""
-    speaking: NDArray[np.bool_] = index.clusters == np.arange(len(index.clusters))
+    speaking: Flags = index.clusters == np.arange(len(index.clusters))
     if terms.splits:
         for row, meta in enumerate(index.rows):
             if (meta.contribution, meta.index) in terms.splits:
@@ -204,7 +201,7 @@ def _speaking(index: Index, terms: Terms) -> NDArray[np.bool_]:
     return speaking
 
 
-def _largest(scores: Scores, among: NDArray[np.bool_]) -> list[int]:
+def _largest(scores: Scores, among: Flags) -> list[int]:
     """Up to TOP_ROWS rows of `among` by score, ties by row."""
     rows = np.flatnonzero(among)
     if len(rows) > TOP_ROWS:
