@@ -35,7 +35,7 @@ from workers.attribution.audit_index import compare_indexes
 from workers.attribution.audit_weights import compare
 from workers.attribution.build import build_index
 from workers.attribution.committed import (
-    FORMATS,
+    FORMAT,
     CommittedIndex,
     CommittedSketch,
     open_committed,
@@ -186,9 +186,8 @@ def opened(folder: Path) -> CommittedIndex:
 
 
 def shares(index: CommittedIndex, sketch: CommittedSketch) -> Shares:
-    scores, placebo = scores_of(index, sketch), audit.placebo_of(index, sketch)
     speaking = audit.speaking_rows(index, NO_TERMS)
-    return audit.shares_of(index, scores, placebo, speaking, NO_TERMS)
+    return audit.shares_of(index, scores_of(index, sketch), sketch, speaking, NO_TERMS)
 
 
 # --- integers ---
@@ -237,9 +236,10 @@ def synthetic(folder: Path, count: int) -> tuple[audit.Claim, Evidence]:
     ]
     manifest = canonical_json(
         {
-            "format": FORMATS[-1], "method": "ekfac-lora/v2", "rows": count, "dim": DIM,
+            "format": FORMAT, "method": "ekfac-lora/v2", "rows": count, "dim": DIM,
             "adapter_sha256": "ad" * 32, "base_digest": "ba" * 32,
-            "placebo_level": str(2**50), "row_root": tree_root(leaves).hex(),
+            "placebo_level": str(2**50), "noise_level": str(2**49),
+            "row_root": tree_root(leaves).hex(),
             "files": {n: {"bytes": len(d), "sha256": sha256_hex(d)} for n, d in files.items()},
         }
     )  # fmt: skip

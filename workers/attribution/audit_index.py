@@ -26,14 +26,14 @@ from ledger.errors import Inconsistent, LedgerError
 from workers.attribution.audit import Audit
 from workers.attribution.build import build_index
 from workers.attribution.committed import CommittedIndex, open_committed
-from workers.attribution.index import FORMAT, IndexConfig, IndexedRow
+from workers.attribution.index import IndexConfig, IndexedRow
 
 SAMPLED_ROWS = 256
 """Drawn rows: every row's similarity to them is compared."""
 MAX_SIMILARITY_PPM = 20_000
 """Largest difference of two rows' similarity (1,000,000 for a row with itself, about)."""
 MAX_LEVEL_PPM = 100_000
-"""Difference of the placebo levels, in millionths of the rebuilt one."""
+"""Difference of the placebo or the noise levels, in millionths of the rebuilt one."""
 MAX_SETTING = 2**53 - 1
 MAX_THREADS = 256
 MAX_EXPONENT = 900
@@ -65,12 +65,8 @@ def audit_index(
     `model` has the run's adapter active. Raises Inconsistent when the two differ by more than
     another machine explains.
     """
-    manifest = committed.manifest
-    if manifest["format"] != FORMAT:
-        audit.skip("rebuilt index", f"format {manifest['format']}; this version makes {FORMAT}")
-        return Rebuild(identical=False, same_environment=False, similarity_ppm=0, level_ppm=0)
     with audit.taking("rebuilt index"):
-        again = _rebuild(manifest, model, tokenizer, rows, work / "index")
+        again = _rebuild(committed.manifest, model, tokenizer, rows, work / "index")
         found = compare_indexes(committed, again)
         _judge(found)
     audit.ok("rebuilt index", _say(found))
@@ -132,12 +128,15 @@ def compare_indexes(committed: CommittedIndex, again: CommittedIndex) -> Rebuild
     for name in ("config", "sites", "width", "rows_sha256"):
         if committed.manifest.get(name) != again.manifest.get(name):
             raise Inconsistent(f"{name} of the manifest comes out differently")
-    level = again.placebo_level
+    levels = (
+        (committed.placebo_level, again.placebo_level),
+        (committed.noise_level, again.noise_level),
+    )
     return Rebuild(
         identical=committed.manifest_sha256 == again.manifest_sha256,
         same_environment=committed.manifest.get("versions") == again.manifest["versions"],
         similarity_ppm=_apart(committed, again),
-        level_ppm=abs(committed.placebo_level - level) * PPM_WHOLE // max(level, 1),
+        level_ppm=max(abs(a - b) * PPM_WHOLE // max(b, 1) for a, b in levels),
     )
 
 
@@ -176,7 +175,7 @@ def _judge(found: Rebuild) -> None:
         return
     if found.similarity_ppm > MAX_SIMILARITY_PPM or found.level_ppm > MAX_LEVEL_PPM:
         raise Inconsistent(
-            f"similarities of rows are {found.similarity_ppm} ppm apart, placebo levels "
+            f"similarities of rows are {found.similarity_ppm} ppm apart, levels "
             f"{found.level_ppm}; another machine explains {MAX_SIMILARITY_PPM=} and "
             f"{MAX_LEVEL_PPM=}: these rows and weights give another index"
         )
@@ -188,5 +187,5 @@ def _say(found: Rebuild) -> str:
     where = "the same versions, another machine" if found.same_environment else "another platform"
     return (
         f"built on {where}: not the same bytes; similarities of rows {found.similarity_ppm} ppm "
-        f"apart, placebo levels {found.level_ppm} ppm; clusters and names equal to the byte"
+        f"apart, levels {found.level_ppm} ppm; clusters and names equal to the byte"
     )

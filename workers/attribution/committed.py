@@ -18,10 +18,11 @@ from ledger.domain.canonical import parse_canonical
 from ledger.domain.envelope import leaf_hash
 from ledger.domain.ids import check_actor, check_hash, sha256_hex
 from ledger.domain.rows import tree_path, tree_root
-from ledger.errors import Inconsistent, InvalidEvent, NotFound
+from ledger.errors import Inconsistent, InvalidEvent, NotFound, Unavailable
 
-FORMATS = ("tributary/attribution-index/v2",)
-"""How an index is made differs between them; the files read here are the same."""
+FORMAT = "tributary/attribution-index/v2"
+OLDER = ("tributary/attribution-index/v1",)
+"""Paid by rules that this version no longer computes."""
 MANIFEST, VECTORS, SCALES, ROWS = "manifest.json", "vectors.i8", "scales.u32", "rows.jsonl"
 SCORED_FILES = (VECTORS, SCALES, ROWS)
 """What scores rest on; everything else of an index is for making it."""
@@ -126,7 +127,7 @@ def open_committed(path: Path, *, manifest_sha256: str) -> CommittedIndex:
     """Open the index of that hash after checking every byte that is read.
 
     Raises NotFound when a file is missing, Inconsistent when one is not what the manifest says, or
-    the manifest not what the caller expects.
+    the manifest not what the caller expects; Unavailable for an older format.
     """
     raw = _read(path / MANIFEST, MAX_MANIFEST_BYTES)
     if sha256_hex(raw) != manifest_sha256:
@@ -201,8 +202,13 @@ def scores_sha256(scores: NDArray[np.int64]) -> str:
 def _manifest(raw: bytes) -> dict[str, Any]:
     try:
         value = parse_canonical(raw)
-        if not isinstance(value, dict) or value.get("format") not in FORMATS:
-            raise InvalidEvent(f"expected format {' or '.join(FORMATS)}")
+        if not isinstance(value, dict) or value.get("format") not in (FORMAT, *OLDER):
+            raise InvalidEvent(f"expected format {FORMAT}")
+        if value["format"] in OLDER:
+            raise Unavailable(
+                f"the index is of format {value['format']}, which this version does not recompute "
+                "(it knows nothing against it either): audit it with the version of its time"
+            )
         files, levels = value["files"], (value["placebo_level"], value["noise_level"])
         ok = (
             all(type(value[name]) is int and value[name] > 0 for name in ("rows", "dim"))
