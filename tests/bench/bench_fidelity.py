@@ -174,7 +174,10 @@ def forecasts(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any
     out: dict[str, Any] = {}
     found: list[Fidelity] = []
     missing: dict[str, str] = {}
-    for number, (world, model) in enumerate((w, m) for w in options.worlds for m in options.models):
+    every = [(world, model) for world in WORLDS for model in MODELS]
+    for number, (world, model) in enumerate(every):
+        if world not in options.worlds or model not in options.models:
+            continue
         if reason := absent(world):
             print(f"skipped {reason}")
             continue
@@ -187,6 +190,7 @@ def forecasts(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any
         found.append(got)
         out[name] = report.fidelity_json(got)
         print_part(f"LDS: {name}", {"fidelity": out[name]})
+        keep(options, {"lds": {name: out[name]}})
     for name, why in missing.items():
         print(f"not measured: {name}: {why}")
     return out, found
@@ -205,6 +209,7 @@ def divisions(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             got = payout.payout(where, small, amounts, scratch / f"payout {name}", {})
             out[name] = report.payout_json(got)
             print_part(f"Payout: {name}", {"payout": out[name]})
+            keep(options, {"payout": {name: out[name]}})
     return out
 
 
@@ -268,6 +273,12 @@ def pooled(found: Sequence[Fidelity]) -> dict[str, Any]:
     )
 
 
+def keep(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Into the page, when it is what the page says it is: every method, the recipe, all subsets."""
+    if options.methods == tuple(METHODS) and recipe(options) == RECIPE and options.subsets >= 32:
+        fidelity_page.update(results)
+
+
 def print_part(title: str, results: dict[str, Any]) -> None:
     body = report.text(results).split("\n", 1)[1]
     print(f"\n{title}\n{body}", flush=True)
@@ -299,8 +310,7 @@ def main() -> None:
             fidelity_page.update({"large": found})
             return
         results = measure(options, Path(scratch))
-    if options.methods == tuple(METHODS) and recipe(options) == RECIPE and options.subsets >= 32:
-        fidelity_page.update(results)
+        keep(options, results)
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
