@@ -144,6 +144,7 @@ METHODS: dict[str, Method] = {
 LABELS = {
     "index": "ours (int8 index)",
     "full-rank": "ours, full rank, float",
+    "full-strength": "plain EK-FAC, full rank",
     "kronfluence": "kronfluence EK-FAC",
     "kronfluence-1e-8": "kronfluence, its default damping",
     "datainf": "DataInf (dattri)",
