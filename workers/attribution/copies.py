@@ -4,7 +4,7 @@ Pure text and integers (numpy). The question is narrower than that of `dedup.clu
 answered for any input in time that grows with the rows: a clustering compares a row with all that
 look a little like it, and a template makes all rows look alike. Here each row gets a sketch, the
 SKETCH smallest hashes of its runs of SHINGLE characters; a hash belongs to the row that had it
-first; and a row is compared, exactly and by the thresholds of `dedup`, with the CANDIDATES rows of
+first; and a row is compared, by the rules of `dedup`, with the CANDIDATES rows of
 others that own most of its sketch. What is a row's own is owned by it and leads to it, whatever
 template surrounds it.
 
@@ -16,12 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.attribution.dedup import (
-    COMPLETION_THRESHOLD_PPM,
-    THRESHOLD_PPM,
-    jaccard_ppm,
-    normalise,
-)
+from workers.attribution.dedup import Text, one_voice
 
 SHINGLE = 12
 """Characters. Shorter runs belong to the language, not to a row; of longer ones few survive where
@@ -36,7 +31,8 @@ Hashes = NDArray[np.uint64]
 def copies(rows: Sequence[tuple[str, str]], contributors: NDArray[np.int64]) -> NDArray[np.int64]:
     """(rows,) for each (prompt, completion), in order of registration, the row of another
     contributor that it copies, or NONE."""
-    sketches = [_sketch(f"{normalise(p)} {normalise(c)}") for p, c in rows]
+    texts = [Text.of(prompt, completion) for prompt, completion in rows]
+    sketches = [_sketch(text.prompt + text.completion) for text in texts]
     found = np.full(len(rows), NONE, np.int64)
     if not sketches:
         return found
@@ -49,7 +45,7 @@ def copies(rows: Sequence[tuple[str, str]], contributors: NDArray[np.int64]) -> 
     owners = owner[foreign]
     for row in range(len(rows)):
         for other in _candidates(owners[edges[row] : edges[row + 1]]):
-            if _alike(rows[row], rows[other]):
+            if one_voice(texts[row], texts[other]):
                 found[row] = other
                 break
     return found
@@ -60,13 +56,6 @@ def _candidates(owners: NDArray[np.int64]) -> list[int]:
     found, votes = np.unique(owners, return_counts=True)
     best = np.lexsort((found, -votes))[:CANDIDATES]
     return [int(found[n]) for n in best]
-
-
-def _alike(row: tuple[str, str], other: tuple[str, str]) -> bool:
-    return (
-        jaccard_ppm(row[1], other[1]) >= COMPLETION_THRESHOLD_PPM
-        and jaccard_ppm(" ".join(row), " ".join(other)) >= THRESHOLD_PPM
-    )
 
 
 def _sketch(text: str) -> Hashes:

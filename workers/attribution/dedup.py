@@ -1,50 +1,53 @@
 """Near-duplicate clusters over the text of rows: whoever registered a text first speaks for it.
 
-Pure text and integers (numpy); no model, no files. Text is normalised (NFKC, case folded, letters
-and digits only), cut into overlapping runs of SHINGLE characters, and two rows are the same voice
-when the Jaccard similarity of their sets reaches a threshold, over the whole row and over the
-completion alone (rows of one form, "view the documentation of X", say different things). MinHash
-with banding finds the candidates without comparing all pairs; each candidate is then compared
-exactly, so a hash collision never merges two rows.
+Pure text and integers (numpy); no model, no files. Texts are compared as they look (`folding.py`),
+by the edits between them (`edits.py`). Two rows are one voice when one of these holds:
 
-Rows join, in order of registration, the earliest *representative* that is similar enough;
-otherwise they represent themselves. Similarity is always to the representative itself, so a
-chain of small changes cannot tie unrelated rows together.
+    copy     at most EDITS_PPM of the whole row and ANSWER_EDITS_PPM of its completion are edited,
+             as the text stands or with its words in alphabetical order
+    answer   the completions have at least MIN_ANSWER characters, and at most EDITS_PPM are edited:
+             an answer is somebody's, whatever question is put before it
+    padded   the prompts are alike, and one completion, of at least MIN_PADDED characters, stands
+             within the other but for EDITS_PPM of it
 
-Source: Broder, "On the resemblance and containment of documents" (1997); Leskovec et al., Mining
-of Massive Datasets, ch. 3. Known weak spots: a paraphrase is another text; rows cut from one
-template that differ in a word or two of a long text look like copies.
+`candidates.py` finds the few to compare without comparing all pairs. Rows join, in order of
+registration, the earliest *representative* among these that is one voice with them; otherwise they
+represent themselves. Similarity is always to the representative itself, so a chain of small changes
+cannot tie unrelated rows together. Who gave a row is not asked.
+
+Thresholds were set on real rows (docs/ATTRIBUTION.md, "Attacks"): they find what has 5 % of its
+characters changed and merge as few rows of different people as that allows. Known weak spots:
+a paraphrase is another text; `xzgrep` and `bzgrep` in one sentence look like a copy; where many
+give the same long answer to different questions, the first speaks for all.
 """
 
 import hashlib
-import unicodedata
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledger.errors import InvalidEvent
+from workers.attribution.candidates import RUN, Bounds, Candidates, Gaps, long_runs
+from workers.attribution.edits import edits, edits_inside
+from workers.attribution.folding import folded_words
 
-SHINGLE = 3
-"""Characters a shingle. Three: at 5 % changed characters Jaccard is still about 0.75."""
-BANDS, BAND_ROWS = 32, 4
-"""MinHash bands: a pair of similarity 0.6 is found with probability 0.99, of 0.7 with 0.9999."""
-THRESHOLD_PPM = 650_000
-"""Jaccard similarity of whole rows, in millionths, from which they are one voice."""
-COMPLETION_THRESHOLD_PPM = 450_000
-"""The same for completions alone: lower, as one changed letter weighs more in a short text."""
-MAX_CHARS = 20_000
-"""Normalised characters read of one row; more would let one row set the price of the pass."""
-
-Hashes = NDArray[np.uint64]
-
-
-def normalise(text: str) -> str:
-    """NFKC, case folded, every run of other characters than letters and digits one space."""
-    folded = unicodedata.normalize("NFKC", text[: 4 * MAX_CHARS]).casefold()
-    words = "".join(c if c.isalnum() else " " for c in folded).split()
-    return " ".join(words)[:MAX_CHARS]
+WHOLE_PPM = 1_000_000
+EDITS_PPM = 100_000
+"""Edits for a million characters of the longer text, up to which two texts are one."""
+THRESHOLD_PPM = WHOLE_PPM - EDITS_PPM
+"""Similarity of whole rows from which they may be copies: what is not edited."""
+ANSWER_EDITS_PPM = 150_000
+"""The same for completions: one changed letter weighs more in a short text."""
+LETTERS_AN_EDIT, FREE_EDITS = 5, 2
+"""A completion may have one edit for this many characters, up to FREE_EDITS, whatever its share:
+"yes" and "no" stay apart, and `ls -la` is a copy with one letter changed."""
+MIN_ANSWER = 16
+MIN_PADDED = 8
+LONG = 600
+"""Characters from which edits are estimated by shared runs: exact ones cost the product."""
+UTF8 = ("utf-8", "surrogatepass")
 
 
 def clusters(
@@ -57,79 +60,123 @@ def clusters(
     """For each (prompt, completion) the index of its representative: the earliest, or itself.
 
     `registered[i]` orders the rows in time (ties: lower index first). The answer depends on
-    texts, order and seed alone. Raises InvalidEvent on unequal lengths or a threshold outside
-    1..1,000,000.
+    texts, order and seed alone. About two kilobytes of memory for each distinct row. Raises
+    InvalidEvent on unequal lengths or a threshold outside 1..1,000,000.
     """
     if len(rows) != len(registered):
         raise InvalidEvent(f"{len(rows)} rows but {len(registered)} registration indexes")
-    if not 1 <= threshold_ppm <= 1_000_000:
+    if not 1 <= threshold_ppm <= WHOLE_PPM:
         raise InvalidEvent(f"threshold is {threshold_ppm} ppm; expected 1 to 1,000,000")
-    permutations = _permutations(seed)
-    representative = list(range(len(rows)))
-    exact: dict[bytes, int] = {}
-    sets: dict[int, tuple[Hashes, Hashes]] = {}
-    buckets: dict[bytes, list[int]] = defaultdict(list)
-    rank = {row: place for place, row in enumerate(_by_time(registered))}
+    place_of: dict[bytes, int] = {}
+    texts: list[Text] = []
+    first: list[int] = []
+    places = [0] * len(rows)
+    for row in sorted(range(len(rows)), key=lambda i: (registered[i], i)):
+        text = Text.of(*rows[row])
+        places[row] = place_of.setdefault(text.digest, len(texts))
+        if places[row] == len(texts):
+            texts.append(text)
+            first.append(row)
+    leaders = _leaders(texts, seed, WHOLE_PPM - threshold_ppm)
+    return [first[leaders[place]] for place in places]
 
-    for row in _by_time(registered):
-        prompt, completion = (normalise(part) for part in rows[row])
-        digest = hashlib.sha256(f"{prompt}\n{completion}".encode()).digest()
-        if digest in exact:
-            representative[row] = exact[digest]
-            continue
-        whole, tail = _shingles(f"{prompt} {completion}"), _shingles(completion)
-        keys = _band_keys(whole, permutations)
-        found = {other for key in keys for other in buckets.get(key, ())}
-        for other in sorted(found, key=rank.__getitem__):
-            if _similar(whole, sets[other][0], threshold_ppm) and _similar(
-                tail, sets[other][1], COMPLETION_THRESHOLD_PPM
-            ):
-                representative[row] = exact[digest] = other
+
+@dataclass(frozen=True)
+class Text:
+    """A row folded for comparison: no spaces, one case, one script."""
+
+    prompt: str
+    completion: str
+    in_order: tuple[str, str]
+    """Prompt and completion with their words in alphabetical order."""
+
+    @classmethod
+    def of(cls, prompt: str, completion: str) -> "Text":
+        asked, said = folded_words(prompt), folded_words(completion)
+        return cls("".join(asked), "".join(said), ("".join(sorted(asked)), "".join(sorted(said))))
+
+    @property
+    def digest(self) -> bytes:
+        """Equal for rows that look the same."""
+        return hashlib.sha256(f"{self.prompt}\n{self.completion}".encode(*UTF8)).digest()
+
+
+def one_voice(a: Text, b: Text, *, edits_ppm: int = EDITS_PPM) -> bool:
+    """Whether one of two rows is a copy of the other, by the three rules above. Symmetric."""
+    shorter, longer = sorted((a.completion, b.completion), key=len)
+    return (
+        (len(shorter) >= MIN_ANSWER and _within(shorter, longer, EDITS_PPM))
+        or _copy((a.prompt, a.completion), (b.prompt, b.completion), edits_ppm)
+        or _copy(a.in_order, b.in_order, edits_ppm)
+        or (
+            len(shorter) >= MIN_PADDED
+            and _inside(shorter, longer)
+            and _within(a.prompt, b.prompt, ANSWER_EDITS_PPM)
+        )
+    )
+
+
+def _leaders(texts: Sequence[Text], seed: int, edits_ppm: int) -> list[int]:
+    """For each text, in order of time, the place of its representative."""
+    candidates = Candidates([(text.prompt, text.completion) for text in texts], seed=seed)
+    leaders = np.arange(len(texts))
+    for place, text in enumerate(texts):
+        others = np.unique(leaders[candidates.before(place)])
+        likely = others[_likely(candidates.least_edits(place, others), edits_ppm)]
+        for other in candidates.nearest(place, likely).tolist():
+            if one_voice(text, texts[other], edits_ppm=edits_ppm):
+                leaders[place] = other
                 break
-        else:
-            exact[digest] = row
-            sets[row] = (whole, tail)
-            for key in keys:
-                buckets[key].append(row)
-    return representative
+    found: list[int] = leaders.tolist()
+    return found
 
 
-def jaccard_ppm(a: str, b: str) -> int:
-    """Similarity of two texts as the clusters see it, in millionths, rounded down."""
-    x, y = _shingles(normalise(a)), _shingles(normalise(b))
+def _likely(least: Bounds, edits_ppm: int) -> NDArray[np.bool_]:
+    """Whom the letters allow to be one voice, by each rule; `one_voice` looks at no one else."""
+    longer = least.answer.longer
+    free = np.minimum(FREE_EDITS, longer // LETTERS_AN_EDIT)
+    limit = np.maximum(ANSWER_EDITS_PPM * longer, free * WHOLE_PPM)
+    copy = (least.answer.edits * WHOLE_PPM <= limit) & _may(least.whole, edits_ppm)
+    answer = (least.shorter >= MIN_ANSWER) & _may(least.answer, EDITS_PPM)
+    padded = (
+        (least.shorter >= MIN_PADDED)
+        & _may(least.prompt, ANSWER_EDITS_PPM)
+        & (least.inside * WHOLE_PPM <= EDITS_PPM * least.shorter)
+    )
+    likely: NDArray[np.bool_] = copy | answer | padded
+    return likely
+
+
+def _may(gaps: Gaps, ppm: int) -> NDArray[np.bool_]:
+    may: NDArray[np.bool_] = gaps.edits * WHOLE_PPM <= ppm * gaps.longer
+    return may
+
+
+def _copy(a: tuple[str, str], b: tuple[str, str], edits_ppm: int) -> bool:
+    longer = max(len(a[1]), len(b[1]))
+    free = min(FREE_EDITS, longer // LETTERS_AN_EDIT)
+    limit = max(ANSWER_EDITS_PPM, free * WHOLE_PPM // max(longer, 1))
+    return _within(a[1], b[1], limit) and _within("".join(a), "".join(b), edits_ppm)
+
+
+def _within(a: str, b: str, ppm: int) -> bool:
+    """Whether at most `ppm` of the longer text is edited."""
+    shorter, longer = sorted((len(a), len(b)))
+    if (longer - shorter) * WHOLE_PPM > ppm * longer:
+        return False
+    if shorter <= LONG:
+        return edits(a, b) * WHOLE_PPM <= ppm * longer
+    x, y = long_runs(a), long_runs(b)
     both = len(np.intersect1d(x, y, assume_unique=True))
-    return both * 1_000_000 // (len(x) + len(y) - both)
+    either = len(x) + len(y) - both
+    # An edit spoils RUN runs on either side: of a share e, (1 - RUN e) / (1 + RUN e) survive.
+    return (either - both) * WHOLE_PPM <= ppm * RUN * (either + both)
 
 
-def _by_time(registered: Sequence[int]) -> list[int]:
-    return sorted(range(len(registered)), key=lambda i: (registered[i], i))
-
-
-def _similar(a: Hashes, b: Hashes, threshold_ppm: int) -> bool:
-    both = len(np.intersect1d(a, b, assume_unique=True))
-    return both * 1_000_000 >= threshold_ppm * (len(a) + len(b) - both)
-
-
-def _shingles(text: str) -> Hashes:
-    """The distinct SHINGLE-character runs as integers: three code points, 21 bits each, exactly."""
-    codes = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), dtype=np.uint32)
-    wide = codes.astype(np.uint64)
-    packed = wide[:-2] << np.uint64(42) | wide[1:-1] << np.uint64(21) | wide[2:]
-    return np.unique(packed)
-
-
-def _permutations(seed: int) -> tuple[Hashes, Hashes]:
-    random = np.random.Generator(np.random.PCG64(seed))
-    shape = (BANDS * BAND_ROWS, 1)
-    odd = random.integers(0, 2**63, size=shape, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    return odd, random.integers(0, 2**63, size=shape, dtype=np.uint64)
-
-
-def _band_keys(shingles: Hashes, permutations: tuple[Hashes, Hashes]) -> list[bytes]:
-    """One key per band: its number and BAND_ROWS minima of hashed shingles."""
-    mixed = shingles ^ shingles >> np.uint64(31)
-    odd, shift = permutations
-    # Multiply-shift (mod 2^64 on purpose); only the high half of a product is well mixed.
-    hashed = (odd * mixed[None, :] + shift) >> np.uint64(32)
-    minima = hashed.min(axis=1).reshape(BANDS, BAND_ROWS)
-    return [band.to_bytes(1, "big") + minima[band].tobytes() for band in range(BANDS)]
+def _inside(piece: str, text: str) -> bool:
+    """Whether `piece` stands in `text` but for EDITS_PPM of it."""
+    if len(text) <= LONG:
+        return edits_inside(piece, text) * WHOLE_PPM <= EDITS_PPM * len(piece)
+    runs = long_runs(piece)
+    lost = len(np.setdiff1d(runs, long_runs(text), assume_unique=True))
+    return lost * WHOLE_PPM <= EDITS_PPM * RUN * len(runs)
