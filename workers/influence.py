@@ -16,7 +16,6 @@ from typing import Any
 
 import structlog
 import torch
-from peft import PeftModel
 
 from ledger.client import Client
 from ledger.domain.canonical import parse_canonical
@@ -153,7 +152,7 @@ class Influence:
         if name not in self._models:
             folder = str(self._cache.adapter(name, run["adapter_config_sha256"]))
             if self._model is None:
-                self._model = PeftModel.from_pretrained(self._base, folder, adapter_name=name)
+                self._model = base_model.with_adapter(self._base, folder, name=name)
             else:
                 self._model.load_adapter(folder, adapter_name=name)
             self._models[name] = None

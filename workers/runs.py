@@ -201,13 +201,12 @@ def _index(
                 return index
         shutil.rmtree(folder)
     import torch
-    from peft import PeftModel
 
     from workers import base_model
 
     torch.set_num_threads(config.threads)  # part of what an index's floats depend on
     model, tokenizer = base_model.load(base)
-    lora = PeftModel.from_pretrained(model, str(work / "adapter"))
+    lora = base_model.with_adapter(model, work / "adapter")
     window = int(getattr(model.config, "max_position_embeddings", MIN_INDEX_LEN))
     return build_index(
         lora,

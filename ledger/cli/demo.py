@@ -27,7 +27,6 @@ import httpx
 import typer
 from nacl.signing import SigningKey
 
-from ledger.aggregates.periods import SETTLED
 from ledger.cli.contributions import contribution_body, salted
 from ledger.cli.progress import Bar, Show
 from ledger.client import Client, load_key
@@ -141,7 +140,7 @@ class Story:
         return (
             self.people, self.datanets, self.contributions, self.review, self.training,
             self.adapters, self.deposits, self.questions, self.attribution, self.payout,
-            self.claim, self.anchor, self.bundle,
+            self.claim, self.anchor, self.bundle, self.audit,
         )  # fmt: skip
 
     # --- people and data ----------------------------------------------------------------------
@@ -334,7 +333,8 @@ class Story:
 
             def ask(job: tuple[int, tuple[str, str]]) -> dict[str, Any]:
                 number, (model, prompt) = job
-                answer = self._ask(model, prompt, str(tokens[names[number % len(names)]]))
+                consumer = names[number % len(names)]
+                answer = self._ask(model, prompt, str(tokens[consumer])) | {"consumer": consumer}
                 bar.advance()
                 bar.note(answer["text"][:60].replace("\n", " "))
                 return answer
@@ -414,6 +414,9 @@ class Story:
 
     def _cut_off(self, operator: Client) -> int:
         """Number of the period to wait for: one that a killed demo left under way, or a new one."""
+        # Here, so that the other commands need no event store: see `[client]` in pyproject.toml.
+        from ledger.aggregates.periods import SETTLED
+
         self._projected(operator.get("/v1/info")["size"] - 1)
         newest = next(iter(operator.get("/v1/periods")["items"]), None)
         number = int(newest["period"]) if newest else 0
@@ -483,6 +486,31 @@ class Story:
             }
             bar.done(f"{len(data) / 1024:.0f} KiB, {len(json.loads(data)['entries'])} log entries")
 
+    def audit(self) -> None:
+        """Recompute the same answer's attribution, as its consumer may: from the committed sketch
+        and index to the last ppm, and the sketch once more from the weights."""
+        from ledger.processes import auditor
+        from ledger.processes.audit_files import AuditFiles
+        from ledger.remote import HttpSource
+
+        inference = self.made["bundle"]["inference"]
+        answer = next(a for a in self.inferences if a["inference"] == inference)
+        client = self._client(answer["consumer"], login=True)
+        with self.show.step("Auditing that answer's shares, from the weights up") as bar:
+            files = AuditFiles(
+                client, self.settings.root / "audit", vkey=client.get("/v1/info")["vkey"]
+            )
+            with HttpSource(f"{self.settings.url}/log") as log:
+                report = auditor.verify(files, log, inference, weights=True)
+            why = client.get(f"/v1/inferences/{inference}/attribution")["evidence"]
+            spans = why.get("spans")
+            words = [f'"{s["text"]}"' for s in spans["spans"][:SHOWN_SHARES]] if spans else []
+            self.made["audit"] = {
+                "steps": [f"{s.name}: {s.detail}" for s in report.steps],
+                "verbatim": ", ".join(words) or "no verbatim match in the rows",
+            }
+            bar.done(f"{len(report.steps)} steps hold; every share to the last ppm")
+
     def _named_shares(self, attribution: dict[str, Any]) -> str:
         """The largest shares, for people: names and percentages."""
         names = {self._client(name).actor: name for name in self.rows}
@@ -508,6 +536,8 @@ class Story:
                 "a question": self.made["sample"]["prompt"],
                 "its answer": self.made["sample"]["text"].strip(),
                 "shaped by": self.made["sample"]["shares"],
+                "word for word": self.made["audit"]["verbatim"],
+                "audited": self.made["audit"]["steps"][-1],
                 "inference": self.made["bundle"]["inference"],
                 "anchored": f"size {anchor['size']}, transaction {anchor['tx_hash']}",
                 "payout root": f"{period['root']} (leaf {period['closed_index']})",
@@ -516,6 +546,7 @@ class Story:
             "statement": [_statement_line(line) for line in lines[-12:]],
             "commands": [
                 f"tributary verify {self.made['bundle']['path']}",
+                f"tributary attribution verify {self.made['bundle']['inference']}",
                 "tributary up",
                 f"tributary account statement {self._client(claim['name']).actor}",
                 "tributary period show 1",

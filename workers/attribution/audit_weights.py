@@ -76,8 +76,6 @@ def load_weights(audit: Audit, claim: Claim, base: Path, adapter: Path) -> tuple
 
     `adapter` is a folder in peft's format. Raises NotFound when there is none, Inconsistent.
     """
-    from peft import PeftModel
-
     from workers import base_model
 
     with audit.taking("weights"):
@@ -91,7 +89,7 @@ def load_weights(audit: Audit, claim: Claim, base: Path, adapter: Path) -> tuple
             raise Inconsistent(f"the adapter is {weights}; the run made {claim.adapter_sha256}")
         model, tokenizer = base_model.load(base)
         try:
-            lora = PeftModel.from_pretrained(model, str(adapter))
+            lora = base_model.with_adapter(model, adapter)
         except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
             raise Inconsistent(f"the adapter cannot be loaded on that model: {error}") from error
         lora.eval()

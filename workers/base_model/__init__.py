@@ -6,6 +6,7 @@ Importing this package loads no engine: torch and transformers come with the fir
 """
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def load(path: str | Path = BUNDLED) -> tuple[Any, Any]:
             "model.safetensors, a hub id, or make the bundled one: make base-model"
         ) from error
     return model.eval(), tokenizer
+
+
+def with_adapter(model: Any, folder: str | Path, *, name: str = "default") -> Any:
+    """`model` with the LoRA adapter in `folder` (PEFT's files) active, as a `PeftModel`."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 for it by a name that is about to go.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
 
 
 def digest(path: str | Path = BUNDLED) -> str:

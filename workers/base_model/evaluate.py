@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from workers.base_model import load
+from workers.base_model import load, with_adapter
 from workers.base_model.corpus import CONTEXTS, Fact, pick
 from workers.training.config import TrainingConfig
 from workers.training.data import prompt_ids
@@ -47,7 +47,7 @@ def evaluate(path: Path) -> dict[str, Any]:
         result = train(FACT_CONFIG, path, rows, Path(folder))
         seconds = time.monotonic() - started
         before = _recall(model, tokenizer, facts)
-        recall = _recall(_with_adapter(model, Path(folder)), tokenizer, facts)
+        recall = _recall(with_adapter(model, Path(folder)).eval(), tokenizer, facts)
     return {
         "questions": QUESTIONS,
         "answered_from_context": context[0],
@@ -106,9 +106,3 @@ def _recall(model: Any, tokenizer: Any, facts: list[Fact]) -> tuple[int, list[st
         if fact.value not in said:
             misses.append(f"{prompt} -> {said} (expected {fact.value})")
     return len(facts) - len(misses), misses
-
-
-def _with_adapter(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(folder)).eval()

@@ -24,7 +24,6 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peft import PeftModel
 
 from ledger.domain.canonical import canonical_json
 from ledger.errors import InvalidEvent, TooLarge
@@ -165,7 +164,7 @@ def load(trial: Trial, adapter: Path | None) -> tuple[Any, Any]:
     """(model, tokenizer): the base with the adapter in `adapter`, or bare."""
     model, tokenizer = base_model.load(trial.base_path)
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+        model = base_model.with_adapter(model, adapter).eval()
     return model, tokenizer
 
 
