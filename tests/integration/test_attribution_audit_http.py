@@ -40,6 +40,9 @@ main()
 """
 """The command where only the extras `client` and `audit` are installed, as far as it can tell."""
 RECIPE = {"epochs": 12, "batch_size": 4, "max_len": 64, "snapshot_steps": 20, "warmup_steps": 2}
+COMMAND_S = 400
+"""A rebuild takes some seconds, and on a machine that is busy otherwise a minute and more."""
+pytestmark = pytest.mark.timeout(900)
 QUESTION = "Which colour has the lantern in Lima?"
 
 
@@ -63,7 +66,7 @@ class Audited:
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, *program, "attribution", *words],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=COMMAND_S,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + (done.stderr if code else "")
