@@ -506,7 +506,7 @@ class Story:
             spans = why.get("spans")
             words = [f'"{s["text"]}"' for s in spans["spans"][:SHOWN_SHARES]] if spans else []
             self.made["audit"] = {
-                "steps": [f"{s.name}: {s.detail}" for s in report.steps],
+                "steps": [f"{s.detail}" for s in report.steps if s.name in ("shares", "effect")],
                 "verbatim": ", ".join(words) or "no verbatim match in the rows",
             }
             bar.done(f"{len(report.steps)} steps hold; every share to the last ppm")
@@ -537,7 +537,7 @@ class Story:
                 "its answer": self.made["sample"]["text"].strip(),
                 "shaped by": self.made["sample"]["shares"],
                 "word for word": self.made["audit"]["verbatim"],
-                "audited": self.made["audit"]["steps"][-1],
+                "audited": "; ".join(self.made["audit"]["steps"]),
                 "inference": self.made["bundle"]["inference"],
                 "anchored": f"size {anchor['size']}, transaction {anchor['tx_hash']}",
                 "payout root": f"{period['root']} (leaf {period['closed_index']})",
