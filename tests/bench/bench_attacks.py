@@ -20,7 +20,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from workers.attribution.terms import NO_TERMS, Terms
 CONTRIBUTORS, VICTIMS = 12, 3
 ASK_EVERY = 3
 ATTACKER = "attacker"
+Attacks = dict[str, Callable[[], list[Pair]]]
 NAMES = 10
 
 
@@ -93,7 +94,7 @@ class Lived:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=SHARED)
-    parser.add_argument("--only", default="", help="attacks whose name has these words")
+    parser.add_argument("--only", default="", help="numbers of attacks, such as 0,3,4; else all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
@@ -109,12 +110,12 @@ def main() -> None:
         + ", ".join(f"{before.part(name):.1f} %" for name in victims)
     )
     ten_names(honest, victims[0])
-    thief = Thief(stolen, world)
-    print(f"\n{'attack':<48} alone  earns (attr.)  victims  merged  gate")
+    print(f"\n{'attack':<62} alone  earns (attr.)  victims  merged  gate")
     lines = []
-    for name, make in {**thief.copies(), **thief.floods()}.items():
-        if options.only in name:
-            pairs = make()
+    wanted = set(options.only.split(",")) if options.only else None
+    for number, name in enumerate(attacks(stolen, world, seed=0)):
+        if wanted is None or str(number) in wanted:
+            pairs = attacks(stolen, world, seed=number)[name]()
             lived = live(world, pairs)
             lines.append(measure(name, world, lived, pairs, victims, before))
             show(lines[-1])
@@ -124,6 +125,11 @@ def main() -> None:
                 show(lines[-1])
     print(f"\n{time.process_time() - started:.0f} s of CPU time")
     print(json.dumps({"attacks": [asdict(line) for line in lines]}, indent=2))
+
+
+def attacks(stolen: Sequence[Pair], world: World, *, seed: int) -> Attacks:
+    thief = Thief(stolen, world, seed=seed)
+    return {**thief.copies(), **thief.floods()}
 
 
 def live(world: World, attack: Sequence[Pair]) -> Lived:

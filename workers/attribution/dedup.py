@@ -11,9 +11,11 @@ by the edits between them (`edits.py`). Two rows are one voice when one of these
              within the other but for EDITS_PPM of it
 
 `candidates.py` finds the few to compare without comparing all pairs. Rows join, in order of
-registration, the earliest *representative* among these that is one voice with them; otherwise they
-represent themselves. Similarity is always to the representative itself, so a chain of small changes
-cannot tie unrelated rows together. Who gave a row is not asked.
+registration, the earliest *representative* among these that is one voice with them; failing
+that, the representative of the earliest row that joined one directly: else a thief would copy rows
+that stand silent, and speak. Rows that joined in this way bring nobody after them, so a row is
+within twice the limits of its representative, and a chain of small changes cannot tie unrelated
+rows together. Otherwise they represent themselves. Who gave a row is not asked.
 
 Thresholds were set on real rows (docs/ATTRIBUTION.md, "Attacks"): they find what has 5 % of its
 characters changed and merge as few rows of different people as that allows. Known weak spots:
@@ -120,15 +122,27 @@ def _leaders(texts: Sequence[Text], seed: int, edits_ppm: int) -> list[int]:
     """For each text, in order of time, the place of its representative."""
     candidates = Candidates([(text.prompt, text.completion) for text in texts], seed=seed)
     leaders = np.arange(len(texts))
-    for place, text in enumerate(texts):
-        others = np.unique(leaders[candidates.before(place)])
+    second_hand = np.zeros(len(texts), np.bool_)
+
+    def alike(place: int, others: NDArray[np.int64]) -> int | None:
+        """The earliest of `others` that is one voice with `place`."""
         likely = others[_likely(candidates.least_edits(place, others), edits_ppm)]
         for other in candidates.nearest(place, likely).tolist():
-            if one_voice(text, texts[other], edits_ppm=edits_ppm):
-                leaders[place] = other
-                break
-    found: list[int] = leaders.tolist()
-    return found
+            if one_voice(texts[place], texts[other], edits_ppm=edits_ppm):
+                return int(other)
+        return None
+
+    for place in range(len(texts)):
+        met = candidates.before(place)
+        found = alike(place, np.unique(leaders[met]))
+        if found is None:
+            silent = met[(leaders[met] != met) & ~second_hand[met]]
+            found = alike(place, silent) if len(silent) else None
+            second_hand[place] = found is not None
+        if found is not None:
+            leaders[place] = leaders[found]
+    represented: list[int] = leaders.tolist()
+    return represented
 
 
 def _likely(least: Bounds, edits_ppm: int) -> NDArray[np.bool_]:
