@@ -320,15 +320,19 @@ def gates(
         rows_match(events)
         quota.check(events)  # last: it counts what it lets pass
 
-    def rows_match(events: Sequence[Envelope]) -> None:
-        claims = {(event.body["rows_sha256"], event.actor) for event in events}
-        # Hashes are public. Were naming one enough, anyone could claim another's private rows.
-        strange = claims - credentials.uploads_among(claims)
+    def need_uploads(events: Sequence[Envelope], field: str) -> None:
+        claims = {(e.body[field], e.actor) for e in events if e.body[field] is not None}
+        # Hashes are public, and who names a blob in these events may read it. Were naming one
+        # enough, anyone could claim another's private rows, or an answer's transcript.
+        strange = claims - credentials.uploads_among(claims) if claims else None
         if strange:
             raise NotFound(
                 f"you have not uploaded blob {min(strange)[0]}: POST /v1/blobs first",
-                field="body.rows_sha256",
+                field=f"body.{field}",
             )
+
+    def rows_match(events: Sequence[Envelope]) -> None:
+        need_uploads(events, "rows_sha256")
         for event in events:
             the_blob_has_them(event)
 
@@ -388,13 +392,12 @@ def gates(
                 field="body.contribution",
             )
 
-    def evidence_is_there(event: Envelope) -> None:
-        if event.body["evidence_sha256"] is not None:
-            _need_blob(blobs, event.body["evidence_sha256"], "evidence_sha256")
+    def held(events: Sequence[Envelope]) -> None:
+        need_uploads(events, "evidence_sha256")
 
     return {
         "contribution.recorded": contributed,
-        "contribution.held": _each(evidence_is_there),
+        "contribution.held": held,
         "adapter.recalled": _each(the_run_used_it),
         "identity.evm_bound": _each(address_signed),
         "run.requested": _each(base_is_ours),

@@ -431,6 +431,10 @@ class Queries(ConsentQueries):
         readers |= {row["consumer"] for row in self._all(_TRANSCRIPT_READERS, sha256)}
         return sorted(readers)
 
+    def holds_words(self, sha256: str) -> bool:
+        """Whether these are the rows of a contribution or the transcript of an answer."""
+        return self._one(_WORDS, sha256, sha256) is not None
+
     # -- how it is done ------------------------------------------------------------------------
 
     def _all(self, query: LiteralString, *values: object, **named: object) -> list[Found]:
@@ -484,6 +488,11 @@ _ROWS_READERS: LiteralString = """
     UNION ALL
     SELECT h.contributor, d.owner, d.reviewers FROM projections.holds AS h
       JOIN projections.datanets AS d USING (datanet) WHERE h.evidence_sha256 = %s
+"""
+_WORDS: LiteralString = """
+    SELECT 1 FROM projections.contributions WHERE rows_sha256 = %s
+    UNION ALL SELECT 1 FROM projections.inferences WHERE transcript_sha256 = %s
+    LIMIT 1
 """
 _TRANSCRIPT_READERS: LiteralString = """
     SELECT consumer FROM projections.inferences WHERE transcript_sha256 = %s

@@ -158,7 +158,7 @@ def test_a_contribution_shows_its_hold(api: Service) -> None:
     net = datanet(api)
     given = api.contribute("ann", net)
     evidence = api.client("worker").put_blob(f"lines of {net}".encode())
-    with pytest.raises(NotFound, match="not here"):
+    with pytest.raises(NotFound, match="not uploaded"):
         hold(api, given, evidence_sha256="0f" * 32)
     hold(api, given, evidence_sha256=evidence, note="the same line forty times")
     api.settle()
@@ -173,6 +173,22 @@ def test_a_contribution_shows_its_hold(api: Service) -> None:
             api.client(stranger).get_blob(evidence)
     with pytest.raises(Forbidden, match="30 days"):
         api.client("ann").append("contribution.released", {**ids(given), "note": ""})
+
+
+def test_naming_a_blob_as_evidence_gives_nobody_its_bytes(api: Service) -> None:
+    """Hashes are public: a reviewer of some datanet must not read another's rows, or an answer's
+    transcript, by holding a friend's contribution with them as evidence."""
+    theirs = api.contribute("ann", datanet(api))
+    answer = api.client("eve").chat(MODEL, HELLO, max_tokens=8)
+    api.settle()
+    about = api.client("ben").get(f"/v1/inferences/{answer['tributary']['inference']}")
+    friends = api.contribute("ben", datanet(api))
+    for private in (theirs["rows_sha256"], about["transcript_sha256"]):
+        with pytest.raises(NotFound, match="not uploaded"):
+            hold(api, friends, who="owner", evidence_sha256=private)
+        api.settle()
+        with pytest.raises(Forbidden):
+            api.client("ben").get_blob(private)
 
 
 # --- withdrawal and recall --------------------------------------------------------------------
@@ -369,6 +385,17 @@ def test_an_index_cannot_make_rows_public(api: Service) -> None:
     with api.http("eve") as http:
         assert http.get(f"/v1/runs/{run}/index/manifest.json").content == manifest
         problem(http.get(f"/v1/runs/{run}/index/vectors.i8"), 422, "inconsistent")
+
+
+def test_a_hold_cannot_make_an_index_file_private(api: Service) -> None:
+    """Or anybody could stop all audits of a run, with a copy of its vectors as evidence."""
+    given = api.contribute("ann", datanet(api))
+    with api.http() as http:
+        path = f"/v1/runs/{api.made['run']}/index/vectors.i8"
+        vectors = http.get(path).content
+        hold(api, given, who="owner", evidence_sha256=api.client("owner").put_blob(vectors))
+        api.settle()
+        assert http.get(path).content == vectors
 
 
 def test_the_evidence_of_an_answer_and_its_words_for_who_paid(api: Service) -> None:

@@ -255,6 +255,8 @@ def test_who_may_read_a_blob(queries: Queries) -> None:
     assert not queries.is_public_blob("00" * 32)
     assert queries.blob_readers(HASH) == [ANN, BEN, DEV, EVE]
     assert queries.blob_readers("00" * 32) == []
+    assert queries.holds_words(HASH)
+    assert not queries.holds_words("00" * 32)
 
 
 def test_a_lineage_beyond_the_limit_is_refused(
