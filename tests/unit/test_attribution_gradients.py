@@ -172,8 +172,9 @@ def test_unsupported_adapters_are_named(make: Callable[[], Any], words: str | No
         lora_sites(make())
 
 
-def test_curvature_is_seeded_and_orthonormal() -> None:
-    model = tiny()
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]], ids=str)
+def test_curvature_is_seeded_and_orthonormal(targets: Any) -> None:
+    model = tiny(target_modules=targets)
     sites = lora_sites(model)
     batches = [batch_of([12, 5, 9]), batch_of([7, 7])]
     one, again, other = (estimate(model, sites, batches, seed=s) for s in (1, 1, 2))

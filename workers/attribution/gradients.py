@@ -234,7 +234,7 @@ def forward(model: nn.Module, batch: dict[str, Tensor], tape: Tape) -> Predictio
         calls.clear()
     wanted = batch["labels"][:, 1:] != IGNORED
     kept = wanted.any(dim=0).nonzero().squeeze(1)
-    whole = not _keeps(model) or not len(kept)
+    whole = not _keeps(model) or not len(kept) or _on_logits(model, tape)
     out = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -331,6 +331,12 @@ def _keeps(model: Any) -> bool:
     """Whether the model computes logits at chosen positions only, as most of transformers' do."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _on_logits(model: Any, tape: Tape) -> bool:
+    """Whether the layer that makes logits is a target: it must see every position, as others do."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return any(inner.get_output_embeddings() is target for target in tape.targets)
 
 
 def _active(module: nn.Module) -> list[str]:

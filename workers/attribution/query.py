@@ -1,6 +1,6 @@
 """One question to the index: whose rows shaped this answer?
 
-    answer --gradient, whiten, fold, quantise--> sketch --integers--> scores --integers--> shares
+    answer --gradient, whiten, select, project, round--> sketch --integers--> scores --> shares
 
 Left of the sketch is float work on the model that answered; it is reproducible on the same
 platform only. The sketch is committed, and from there on everything is exact: `scores_from_sketch`
