@@ -8,7 +8,7 @@ import typer
 
 from ledger.cli.context import As, Json, client, listing, out, show
 from ledger.domain.envelope import decode_entry
-from ledger.domain.ids import sha256_hex
+from ledger.domain.ids import check_uuid, sha256_hex
 from ledger.errors import Conflict, Inconsistent, InvalidEvent, NotFound
 from ledger.verify.bundle import verify_bundle
 from ledger.verify.bundle_format import MAX_BUNDLE_BYTES, parse_bundle
@@ -88,6 +88,8 @@ def excludes(
     The manifest is held against the hash that `run.completed` commits to;
     with --bundle, that one is verified in its log, too. Exit 1 where the run
     was trained on the contribution."""
+    check_uuid(run, "run")
+    check_uuid(contribution, "contribution")  # whatever else is written so is in no manifest
     if bundle is not None:
         event, data = completed_in(read_bundle(bundle), run, key)
     else:

@@ -21,6 +21,7 @@ from ledger.errors import (
     Backpressure,
     Conflict,
     Forbidden,
+    InvalidEvent,
     NotFound,
     TooLarge,
     VerificationError,
@@ -537,6 +538,9 @@ def test_a_run_excludes_or_it_does_not(
     assert "verified in the log" in said("run", "excludes", second, ann["contribution"], *asked)
     other = tributary("run", "excludes", second, ben["contribution"], *asked)
     assert (other.exit_code, other.exception.__class__) == (1, SystemExit)
+    for typo in ("", "typo", ben["contribution"].upper(), f" {ben['contribution']}"):
+        mistaken = tributary("run", "excludes", second, typo, *asked)
+        assert isinstance(mistaken.exception, InvalidEvent), "which proves nothing about ben's"
     absent = tributary("run", "excludes", first, ann["contribution"], *asked)
     assert isinstance(absent.exception, NotFound)
     (home / "run.json").write_bytes(
