@@ -32,7 +32,7 @@ from ledger.cli import (
     verifier,
     witness,
 )
-from ledger.cli.context import err
+from ledger.cli.context import err, plain
 from ledger.errors import LedgerError
 
 app = typer.Typer(
@@ -62,7 +62,7 @@ def run() -> None:
         if os.environ.get("TRIBUTARY_DEBUG"):
             raise
         err.print(f"[bold red]{error.title}[/bold red]: ", end="")
-        err.print(error.message, markup=False)
+        err.print(plain(error.message), markup=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

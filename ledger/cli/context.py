@@ -144,4 +144,13 @@ def _cell(name: str, value: Any, *, limit: int) -> str:
     text = json.dumps(value) if isinstance(value, dict | list) else str(value)
     if len(text) > limit:
         text = text[: limit - 1] + "…"
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return escape("".join(map(_shown, text)))
+
+
+def plain(text: str) -> str:
+    """Lines of text in which nothing moves the terminal's cursor: some come from strangers."""
+    return "".join(c if c == "\n" else _shown(c) for c in text)
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"

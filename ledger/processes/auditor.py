@@ -19,6 +19,7 @@ from ledger.log.answer_case import AnswerCase, RunCase, answer_case
 from ledger.log.row_terms import read_terms
 from ledger.ports import LogSource
 from ledger.processes.audit_files import AuditFiles, Texts, row_of
+from ledger.verify.encoding import printable
 from ledger.verify.packet import Packet, check_packet, format_packet
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from workers.training.trainer import TrainingRow
 
 Tell = Callable[[int, int, float], None]
+
+MAX_LINE_CHARS = 4_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ class Report:
         marks = {"ok": "ok", "skipped": "--"}
         lines = [f"{s.number}. [{marks[s.status]}] {s.name}: {s.detail}" for s in self.steps]
         lines += ["", "Still to be trusted", *(f"  ? {line}" for line in self.trusted)]
-        return "\n".join(lines) + "\n"
+        # Some of it is a worker's own words: it must not move the terminal's cursor.
+        return "".join(f"{printable(line, MAX_LINE_CHARS)}\n" for line in lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,9 @@ def verify(
     return Report(
         subject=subject,
         steps=audit.steps,
-        trusted=_still_trusted(case, weights=weights or index, index=index, key=files.vkey),
+        trusted=_still_trusted(
+            case, weights=weights or index, index=index, key=files.vkey, nobody=found is None
+        ),
         facts={
             **audit.facts,
             "inference": claim.inference,
@@ -301,10 +307,15 @@ def _base(base: Path | None) -> Path:
     return base or base_model.BUNDLED
 
 
-def _still_trusted(case: AnswerCase, *, weights: bool, index: bool, key: str | None) -> list[str]:
+def _still_trusted(
+    case: AnswerCase, *, weights: bool, index: bool, key: str | None, nobody: bool
+) -> list[str]:
     said = []
     if key is None:
         said.append(f"That the log's key is {case.run.verdict.facts['vkey']}: give it with --key.")
+    if nobody:
+        why = "That the answer cannot be attributed: --weights looks at its transcript."
+        return said if weights else [*said, why]
     if not weights:
         said.append("That the sketch is that of this answer: --weights makes it again.")
     if not index:

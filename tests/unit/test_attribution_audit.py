@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ledger.cli.context import plain
 from ledger.domain.canonical import canonical_json, parse_canonical
 from ledger.domain.ids import sha256_hex
 from ledger.domain.money import PPM_WHOLE
 from ledger.errors import Inconsistent, InvalidEvent, NotFound, Unavailable
+from ledger.processes.auditor import Report
 from tests.unit.audit_answers import (
     AT_ATTRIBUTION,
     AT_INFERENCE,
@@ -41,7 +43,7 @@ from workers.attribution.evidence import Evidence, NotAttributed, none_document
 from workers.attribution.query import conclude, scores_from_sketch
 from workers.attribution.shares import Shares
 from workers.attribution.sketch import Sketch
-from workers.attribution.terms import Terms
+from workers.attribution.terms import NO_TERMS, Terms
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,19 @@ def test_tampered_terms_are_named(world: Answered) -> None:
     fails("terms", "splits", lambda: audited(claim, evidence, index, split))
     claim, evidence = world.attributed(terms=known)
     fails("terms", "withdrawn", lambda: audited(claim, evidence, index, Terms(log_size=size)))
+
+
+def test_a_document_without_terms_cannot_pay_for_what_was_withdrawn(world: Answered) -> None:
+    """Version 1 named no terms; a worker that writes one today would forget a withdrawal."""
+    claim, evidence = told(*world.attributed(), version=1, terms=NO_TERMS, against=())
+    audit = Audit()
+    old = read_evidence(audit, claim, evidence.to_bytes())
+    assert isinstance(old, Evidence)
+    assert old.version == 1
+    fails(
+        "terms", "could be paid",
+        lambda: audit_shares(audit, claim, old, world.committed(), NO_TERMS),
+    )  # fmt: skip
 
 
 def told(claim: Claim, evidence: Evidence, **changes: Any) -> tuple[Claim, Evidence]:
@@ -503,3 +518,13 @@ def test_recomputing_needs_numpy_and_no_more() -> None:
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.stdout.split() == []
+
+
+def test_a_workers_words_do_not_move_the_cursor() -> None:
+    audit = Audit()
+    claimed = "\x1b[2J\x1b[HVERIFIED"
+    audit.skip("index", f"nothing was attributed: {claimed}")
+    said = Report(subject="x", steps=audit.steps, trusted=[claimed], facts={}).to_text()
+    assert "\x1b" not in said
+    assert said.count("\n") == 4
+    assert plain(f"two\nlines{claimed}").startswith("two\nlines\N{REPLACEMENT CHARACTER}[2J")

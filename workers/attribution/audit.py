@@ -252,10 +252,13 @@ def _check_rows(audit: Audit, claim: Claim, index: CommittedIndex) -> None:
 
 
 def _check_terms(audit: Audit, claim: Claim, evidence: Evidence, terms: Terms) -> None:
-    if evidence.version == 1:
-        audit.skip("terms", "a document of version 1: made before terms were recorded")
-        return
     with audit.taking("terms"):
+        if evidence.version == 1:
+            # Honest ones are about indexes of version 1, which `open_committed` does not take.
+            raise Inconsistent(
+                "the document is of version 1, which names no terms, about an index of a time when "
+                "they were recorded: what was withdrawn could be paid"
+            )
         size = evidence.terms.log_size
         if not claim.inference_index < size <= claim.attribution_index:
             raise Inconsistent(
@@ -305,9 +308,8 @@ def _check_named(
 ) -> None:
     with audit.taking("named rows"):
         _agree("top_rows", evidence.top_rows, _top(index, scores, speaking, sign=1))
-        if evidence.version >= 2:
-            against = _top(index, scores, speaking & (scores < 0), sign=-1)
-            _agree("against", evidence.against, against)
+        against = _top(index, scores, speaking & (scores < 0), sign=-1)
+        _agree("against", evidence.against, against)
     audit.ok(
         "named rows", f"{len(evidence.top_rows)} for the answer, {len(evidence.against)} against"
     )
