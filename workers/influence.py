@@ -19,10 +19,11 @@ import torch
 
 from ledger.client import Client
 from ledger.domain.canonical import parse_canonical
+from ledger.domain.ids import sha256_hex
 from ledger.domain.money import PPM_WHOLE
-from ledger.errors import Inconsistent, InvalidEvent, LedgerError
+from ledger.errors import ConfigError, Inconsistent, InvalidEvent, LedgerError
 from workers import base_model
-from workers.artefacts import ArtefactCache
+from workers.artefacts import ADAPTER_CONFIG, ADAPTER_FILE, ArtefactCache
 from workers.attribute import Attributed
 from workers.attribution.evidence import NONE_METHOD, evidence_of, none_document
 from workers.attribution.index import Index, load_index
@@ -62,6 +63,7 @@ class Influence:
         self._client = client
         self._cache = ArtefactCache(client, home / "cache")
         self._lane = EvidenceLane(client, home / "cache")
+        self._digest = base_model.digest(base_path)
         self._base, self._tokenizer = base_model.load(base_path)
         self._model: Any = None
         self._models: OrderedDict[str, None] = OrderedDict()
@@ -70,14 +72,20 @@ class Influence:
     def attribute(self, inferences: Sequence[Mapping[str, Any]]) -> list[Attributed | LedgerError]:
         """Attribute answers of *one* adapter, as the ledger lists them; a result for each.
 
-        Raises NotFound, Unavailable, Inconsistent when something that all need cannot be had now;
-        what only one of them lacks is that one's result.
+        Raises NotFound, Unavailable, Inconsistent when something that all need cannot be had now,
+        ConfigError for an adapter of another base model; what only one of them lacks is that one's
+        result.
         """
         adapter = self._client.get(f"/v1/adapters/{plain_uuid(inferences[0]['adapter'])}")
         run = self._client.get(f"/v1/runs/{adapter['run']}")
         if not run.get("index_sha256"):
             nobody = _nobody(run, "the run recorded no attribution index")
             return [nobody] * len(inferences)
+        if run["base_model"] != self._digest:
+            raise ConfigError(
+                f"run {run['run']} is on base model {run['base_model']}, these workers have "
+                f"{self._digest}: its answers wait for workers started with that one"
+            )
         index = self._index_of(run["index_sha256"])
         model = self._model_of(run)
         terms = Terms.from_dict(self._client.get(f"/v1/runs/{run['run']}/terms"))
@@ -122,16 +130,26 @@ class Influence:
 
     def _read(self, place: int, inference: Mapping[str, Any]) -> _Asked:
         """InvalidEvent for an answer without tokens, or longer than the model reads."""
-        transcript = parse_canonical(self._client.get_blob(inference["transcript_sha256"]))
-        if not isinstance(transcript, dict):
-            raise Inconsistent("the transcript is no object; the blob store lost its bytes")
-        answer = str(transcript["output"])
-        example = encode_answer(
-            self._tokenizer, transcript["messages"], answer, max_len=context_of(self._base)
-        )
+        messages, answer = self._transcript(str(inference["transcript_sha256"]))
+        example = encode_answer(self._tokenizer, messages, answer, max_len=context_of(self._base))
         return _Asked(
             place=place, inference=str(inference["inference"]), answer=answer, example=example
         )
+
+    def _transcript(self, sha256: str) -> tuple[list[dict[str, str]], str]:
+        """Messages and output. Inconsistent, so tried again, for bytes that are not what the event
+        names: a damaged blob must not make an answer nobody's for good."""
+        data = self._client.get_blob(sha256)
+        try:
+            if sha256_hex(data) != sha256:
+                raise Inconsistent(f"the ledger's blob {sha256} hashes to something else")
+            value = parse_canonical(data)
+            messages = [
+                {"role": str(m["role"]), "content": str(m["content"])} for m in value["messages"]
+            ]
+            return messages, str(value["output"])
+        except (InvalidEvent, KeyError, TypeError) as error:
+            raise Inconsistent(f"the transcript {sha256} is of another form") from error
 
     def _index_of(self, sha256: str) -> Index:
         if sha256 not in self._indexes:
@@ -150,7 +168,7 @@ class Influence:
         """The base with the run's adapter active, out of at most MAX_MODELS that stay loaded."""
         name = str(run["adapter_sha256"])
         if name not in self._models:
-            folder = str(self._cache.adapter(name, run["adapter_config_sha256"]))
+            folder = str(self._adapter_of(run))
             if self._model is None:
                 self._model = base_model.with_adapter(self._base, folder, name=name)
             else:
@@ -163,6 +181,22 @@ class Influence:
             self._model.delete_adapter(oldest)
         self._model.eval()
         return self._model
+
+    def _adapter_of(self, run: Mapping[str, Any]) -> Path:
+        """Raises Inconsistent, and forgets the copy, when its bytes are not the recorded ones."""
+        wanted = {
+            ADAPTER_FILE: run["adapter_sha256"],
+            ADAPTER_CONFIG: run["adapter_config_sha256"],
+        }
+        folder = self._cache.adapter(wanted[ADAPTER_FILE], wanted[ADAPTER_CONFIG])
+        try:
+            damaged = [n for n, s in wanted.items() if sha256_hex((folder / n).read_bytes()) != s]
+        except OSError:
+            damaged = list(wanted)
+        if damaged:
+            self._cache.drop(folder)
+            raise Inconsistent(f"{folder}: {', '.join(damaged)} is damaged; it is fetched again")
+        return folder
 
 
 def _nobody(run: Mapping[str, Any], reason: str) -> Attributed:

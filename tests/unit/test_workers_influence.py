@@ -2,13 +2,14 @@
 trained and indexed, read from the workers' stand-in of the ledger over HTTP."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
 
+from ledger.domain.canonical import canonical_json
 from ledger.domain.ids import sha256_hex
-from ledger.errors import Inconsistent, LedgerError, NotFound
+from ledger.errors import ConfigError, Inconsistent, LedgerError, NotFound
 from tests.actors import ANN
 from tests.workers_api import FACTS, WORKER, WorkersApi, write_key
 from workers import base_model, runs
@@ -21,6 +22,7 @@ from workers.link import WorkerSpec
 @dataclass(frozen=True, kw_only=True)
 class World:
     api: WorkersApi
+    spec: WorkerSpec
     influence: Influence
     adapter: str
     run: str
@@ -45,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         outcome = runs.execute(spec, api.run(run), spec.client())
         api.do(WORKER, "run.completed", {"run": run, "attempt": 1, **asdict(outcome)})
         influence = Influence(spec.client(), spec.home, base_model.BUNDLED, threads=1)
-        yield World(api=api, influence=influence, adapter=api.publish(run), run=run)
+        yield World(api=api, spec=spec, influence=influence, adapter=api.publish(run), run=run)
 
 
 def document(found: Attributed) -> Evidence:
@@ -100,6 +102,49 @@ def test_a_damaged_index_is_fetched_again_and_never_used(world: World) -> None:
     (again,) = world.attribute([name])
     assert isinstance(again, Attributed)
     assert again.shares == before.shares
+
+
+def test_a_damaged_adapter_is_fetched_again_and_never_used(world: World) -> None:
+    prompt, completion = FACTS[ANN][0]
+    before = world.one(prompt, completion)
+    spec = world.spec
+    again = Influence(spec.client(), spec.home, base_model.BUNDLED, threads=1)
+    run = world.api.run(world.run)
+    folder = again._cache.adapter(run["adapter_sha256"], run["adapter_config_sha256"])
+    weights = folder / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    weights.chmod(0o600)
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    fresh = replace(world, influence=again)
+    with pytest.raises(Inconsistent, match="is damaged"):
+        fresh.one(prompt, completion)
+    assert fresh.one(prompt, completion).shares == before.shares
+
+
+def test_a_damaged_transcript_is_tried_again_and_never_nobodys(world: World) -> None:
+    prompt, completion = FACTS[ANN][0]
+    for damage in (b"", b'{"v":1}', b"\xff"):
+        name = world.api.infer(world.adapter, prompt, completion)
+        world.api.blobs[world.api.inferences[name]["transcript_sha256"]] = damage
+        (found,) = world.attribute([name])
+        assert isinstance(found, Inconsistent)
+        assert "hashes to something else" in found.message
+    name = world.api.infer(world.adapter, prompt, completion)
+    odd = world.api.put(canonical_json({"messages": [{"role": "user"}], "output": "x"}))
+    found = world.influence.attribute(
+        [{"inference": name, **world.api.inferences[name], "transcript_sha256": odd}]
+    )[0]
+    assert isinstance(found, Inconsistent)
+    assert "another form" in found.message
+
+
+def test_an_adapter_of_another_base_waits_for_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = world.api.infer(world.adapter, *FACTS[ANN][0])
+    monkeypatch.setattr(world.influence, "_digest", "ab" * 32)
+    with pytest.raises(ConfigError, match="wait for workers"):
+        world.attribute([name])
 
 
 def test_what_is_withdrawn_earns_nothing_and_is_quoted_no_more(world: World) -> None:
