@@ -15,7 +15,7 @@ from ledger.client import Client
 from ledger.domain.canonical import parse_canonical
 from ledger.domain.ids import check_hash, check_uuid, sha256_hex
 from ledger.domain.rows import DataRow, decode_rows, rows_root
-from ledger.errors import Inconsistent, InvalidEvent, NotFound
+from ledger.errors import Forbidden, Inconsistent, InvalidEvent, NotFound
 from ledger.files import write_durably
 from ledger.log.answer_case import AnswerCase, RunCase, run_case
 from ledger.verify.bundle import MAX_BUNDLE_BYTES
@@ -58,6 +58,16 @@ class AuditFiles:
         if sha256_hex(data) != sha256:
             raise Inconsistent(f"the ledger's blob {sha256} hashes to something else")
         return data
+
+    def _private(self, sha256: str, what: str) -> bytes:
+        """The same for what not everyone may read: the refusal says whose key it takes."""
+        try:
+            return self.blob(sha256)
+        except (Forbidden, NotFound) as error:
+            who = "of who paid, " if what == "the transcript" else ""
+            raise type(error)(
+                f"{what}: {error.message}; --as takes a key {who}of a worker or the operator"
+            ) from error
 
     def index(self, case: RunCase, *, lens: bool) -> "CommittedIndex":
         """The run's index, hash-checked; fetched where it is not kept or the copy is damaged."""
@@ -102,7 +112,7 @@ class AuditFiles:
     def transcript(self, case: AnswerCase) -> tuple[Messages, str]:
         """Messages and output, as the answer's own event committed to them. For who paid, workers
         and the operator."""
-        data = self.blob(case.inference.envelope.body["transcript_sha256"])
+        data = self._private(case.inference.envelope.body["transcript_sha256"], "the transcript")
         try:
             value = parse_canonical(data)
             return [dict(message) for message in value["messages"]], str(value["output"])
@@ -115,9 +125,10 @@ class AuditFiles:
         found = {}
         for contribution in dict.fromkeys(row["contribution"] for row in case.rows):
             body = case.recorded[contribution].envelope.body
-            rows = decode_rows(self.blob(body["rows_sha256"]))
+            what = f"the rows of contribution {contribution}"
+            rows = decode_rows(self._private(body["rows_sha256"], what))
             if len(rows) != body["rows_count"] or rows_root(rows).hex() != body["rows_root"]:
-                raise Inconsistent(f"the rows of contribution {contribution} are not those signed")
+                raise Inconsistent(f"{what} are not those signed")
             found[contribution] = rows
         return found
 

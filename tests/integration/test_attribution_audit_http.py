@@ -183,7 +183,7 @@ def test_with_the_weights_and_the_rows_all_of_it_is_made_again(audited: Audited)
     assert report["steps"][-1]["detail"] == "the same bytes"
     assert report["facts"]["effect_ppm"] == 0
     # A transcript is not for everyone.
-    assert "no blob" in audited.tributary(*words, "--as", "mallory", code=3)
+    assert "--as takes a key of who paid" in audited.tributary(*words, "--as", "mallory", code=3)
     assert "no blob" in audited.tributary(*words, code=4)
 
 
@@ -215,7 +215,7 @@ def test_a_row_travels_alone(audited: Audited, tmp_path: Path) -> None:
 def test_the_run_is_replayed(audited: Audited) -> None:
     said = audited.tributary("replay", audited.run, "--as", "worker")
     assert said.startswith("SAME")
-    assert "no blob" in audited.tributary("replay", audited.run, code=4)
+    assert "--as takes a key of a worker" in audited.tributary("replay", audited.run, code=4)
     audited.tributary("replay", str(uuid4()), "--as", "worker", code=4)
 
 
