@@ -6,6 +6,7 @@ each. Contributed facts are the ground truth that attribution is held against.
 
 import hashlib
 import random
+import resource
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,14 @@ from ledger.domain.canonical import canonical_json, parse_canonical
 from ledger.domain.envelope import leaf_hash
 from ledger.domain.money import PPM_WHOLE
 from ledger.domain.rows import tree_root
-from ledger.errors import ComputeError, Conflict, Inconsistent, InvalidEvent, NotFound
+from ledger.errors import (
+    ComputeError,
+    Conflict,
+    Inconsistent,
+    InvalidEvent,
+    NotFound,
+    StorageError,
+)
 from workers import base_model
 from workers.attribution import build, workshop
 from workers.attribution.build import build_index
@@ -375,6 +383,47 @@ def test_what_a_build_of_other_rows_left_is_not_taken(world: World, tmp_path: Pa
     assert one.manifest_sha256 == two.manifest_sha256
 
 
+@pytest.mark.parametrize("damage", ["rows lost", "rows cut", "lens cut"])
+def test_what_was_lost_of_a_killed_build_is_made_again(
+    world: World, tmp_path: Path, damage: str
+) -> None:
+    """Rows that are marked as done and not there would be zeros, and earn nothing."""
+
+    def die(phase: str, done: int, total: int) -> None:
+        if phase == "placebo":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rebuilt(world, world.rows[:9], tmp_path / "index", progress=die)
+    folder = tmp_path / ".building-index"
+    if damage == "rows lost":
+        (folder / VECTORS).unlink()
+    else:
+        cut = folder / (LENS if damage == "lens cut" else VECTORS)
+        cut.write_bytes(cut.read_bytes()[:-9])
+    if damage == "rows cut":
+        with pytest.raises(StorageError, match="built afresh"):
+            rebuilt(world, world.rows[:9], tmp_path / "index")
+    index = rebuilt(world, world.rows[:9], tmp_path / "index")
+    whole = rebuilt(world, world.rows[:9], tmp_path / "whole")
+    assert index.manifest_sha256 == whole.manifest_sha256
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    """A mapped file without blocks would meet the full disk as SIGBUS."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(StorageError, match="make room"):
+            workshop.RowFiles(tmp_path, 100, 2**10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    files = workshop.RowFiles(tmp_path, 100, 2**10)
+    assert (tmp_path / VECTORS).stat().st_blocks * 512 >= 100 * 2**10
+    assert not files.vectors.any()
+    assert not files.has([0])
+
+
 def test_answers_in_a_batch_are_as_alone(world: World) -> None:
     """Within the float noise of other padding: nobody's share moves by a thousandth."""
     facts = world.rows[:5]
@@ -419,6 +468,13 @@ def test_a_manifest_that_lies_about_shapes_is_refused(world: World, tmp_path: Pa
     (folder / MANIFEST).write_bytes(canonical_json(manifest | {"rows": manifest["rows"] + 1}))
     with pytest.raises(Inconsistent, match="contradict"):
         load_index(folder)
+    for name in ("files", "config", "rows", "sites"):
+        lie = {key: value for key, value in manifest.items() if key != name}
+        lies: list[dict[str, Any]] = [{}, {name: 0}, {name: {VECTORS: {}}}]
+        for value in lies:
+            (folder / MANIFEST).write_bytes(canonical_json(lie | value))
+            with pytest.raises(Inconsistent, match=r"index|contradict"):
+                load_index(folder)
 
 
 def test_one_row_alone(world: World, tmp_path: Path) -> None:

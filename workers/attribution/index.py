@@ -181,10 +181,10 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
             "fetch the index again"
         )
     manifest = _read_manifest(path, raw)
-    for name in (VECTORS, SCALES, ROWS, LENS):
-        _check_file(path / name, manifest["files"][name])
-    count, dim = manifest["rows"], manifest["dim"]
     try:
+        for name in (VECTORS, SCALES, ROWS, LENS):
+            _check_file(path / name, manifest["files"][name])
+        count, dim = manifest["rows"], manifest["dim"]
         # Copy on write: torch wants memory that it may write to, and nobody does.
         vectors = np.memmap(path / VECTORS, np.int8, "c", shape=(count, dim))
         scales = np.fromfile(path / SCALES, dtype=">u4").astype(np.uint32)
@@ -192,7 +192,10 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
             rows = [RowMeta(**json.loads(line)) for line in lines]
         clusters = np.array([row.cluster for row in rows], dtype=np.int64)
         lens = lens_of(load_file(path / LENS), [site["name"] for site in manifest["sites"]])
-    except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+        whitener = Whitener(lens.blocks, damping_ppm=manifest["config"]["damping_ppm"])
+    except (
+        ValueError, TypeError, KeyError, IndexError, OSError, SafetensorError, InvalidEvent,
+    ) as error:  # fmt: skip
         raise Inconsistent(f"{path}: files and manifest contradict each other: {error}") from error
     if len(rows) != count or len(scales) != count:
         raise Inconsistent(f"{path}: {len(rows)} rows and {len(scales)} scales, expected {count}")
@@ -210,7 +213,7 @@ def load_index(path: Path, *, manifest_sha256: str | None = None) -> Index:
         codes=np.array([code_of[row.contributor] for row in rows], dtype=np.int64),
         vectors=vectors,
         scales=scales,
-        whitener=Whitener(lens.blocks, damping_ppm=manifest["config"]["damping_ppm"]),
+        whitener=whitener,
         coordinates=lens.coordinates,
         matrix=lens.projection.matrix(),
     )

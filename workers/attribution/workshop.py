@@ -6,6 +6,7 @@
                      done.u8         one byte a row: 1 once the row's bytes are on disk
 
 A crash leaves rows that are written and not yet marked: they are written again, to the same bytes.
+A folder that lost one of these files is no build to go on with, and is made afresh.
 When all else is there the manifest is written, everything forced to disk, and the folder renamed:
 an index is whole or not there.
 """
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ledger.domain.canonical import canonical_json
+from ledger.errors import StorageError
 from workers.attribution.index import LENS, MANIFEST, VECTORS
 
 INPUTS, STEPS, DONE = "inputs.json", "steps.f64", "done.u8"
@@ -43,9 +46,14 @@ class Workshop:
             _write(path, wanted)
 
     def lens(self) -> dict[str, Tensor] | None:
-        """The lens of the build that was killed, if it got that far."""
+        """The lens of the build that was killed, if it got that far and its rows are all there."""
         path = self.folder / LENS
-        return load_file(path) if path.is_file() else None
+        if not all((self.folder / name).is_file() for name in (LENS, VECTORS, STEPS, DONE)):
+            return None
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            return None
 
     def keep_lens(self, tensors: dict[str, Tensor]) -> None:
         part = self.folder / f"{LENS}.part"
@@ -53,7 +61,17 @@ class Workshop:
         _settle(part, self.folder / LENS)
 
     def open_rows(self, count: int, dim: int) -> "RowFiles":
-        """The rows of the build that was killed."""
+        """The rows of the build that was killed.
+
+        Raises StorageError, and starts afresh the next time, when a file was cut: rows marked as
+        done would be zeros.
+        """
+        for name, size in _sizes(count, dim).items():
+            if (self.folder / name).stat().st_size != size:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise StorageError(
+                    f"{self.folder / name} of a killed build was cut; the index is built afresh"
+                )
         return RowFiles(self.folder, count, dim)
 
     def fresh_rows(self, count: int, dim: int) -> "RowFiles":
@@ -78,9 +96,11 @@ class RowFiles:
     """Vectors (rows, dim), steps (rows,) and marks (rows,), memory-mapped."""
 
     def __init__(self, folder: Path, count: int, dim: int) -> None:
-        self.vectors = _mapped(folder / VECTORS, np.int8, (count, dim))
-        self.steps = _mapped(folder / STEPS, np.float64, (count,))
-        self._done = _mapped(folder / DONE, np.uint8, (count,))
+        for name, size in _sizes(count, dim).items():
+            _reserve(folder / name, size)
+        self.vectors = np.memmap(folder / VECTORS, np.int8, "r+", shape=(count, dim))
+        self.steps = np.memmap(folder / STEPS, np.float64, "r+", shape=(count,))
+        self._done = np.memmap(folder / DONE, np.uint8, "r+", shape=(count,))
         self._unmarked: list[list[int]] = []
 
     def has(self, rows: list[int]) -> bool:
@@ -102,11 +122,27 @@ class RowFiles:
         self._unmarked.clear()
 
 
-def _mapped(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """An existing file of the right size as it is; anything else made anew, all zero."""
-    size = int(np.prod(shape)) * np.dtype(kind).itemsize
-    there = path.is_file() and path.stat().st_size == size
-    return np.memmap(path, kind, "r+" if there else "w+", shape=shape)
+def _sizes(count: int, dim: int) -> dict[str, int]:
+    """Bytes of the row files."""
+    return {VECTORS: count * dim, STEPS: count * 8, DONE: count}
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A file of that size, zero where nothing was written; what is there stays.
+
+    Its blocks are taken now: a mapped file that meets a full disk ends the process (SIGBUS).
+    """
+    try:
+        with path.open("ab") as file:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        raise StorageError(
+            f"{path.parent} has no room for {size} bytes of the index: {error.strerror}; make "
+            "room, and the build goes on"
+        ) from error
 
 
 def _write(path: Path, data: bytes) -> None:
