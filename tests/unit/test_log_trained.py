@@ -29,7 +29,7 @@ def test_rows_by_contribution_are_read_once() -> None:
 
 
 def test_only_the_last_used_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "MAX_KEPT", 2)
+    monkeypatch.setattr(trained, "MAX_KEPT", 5)  # a manifest here is of two contributions
     blobs = Counted()
     counts = TrainedOn(blobs)
     first, second, third = (blobs.put(manifest(steps=n)) for n in (1, 2, 3))
@@ -38,6 +38,18 @@ def test_only_the_last_used_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blobs.reads == 3
     counts.rows(second)
     assert blobs.reads == 4
+
+
+def test_one_that_is_larger_than_all_there_is_room_for_is_kept_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trained, "MAX_KEPT", 1)
+    blobs = Counted()
+    counts = TrainedOn(blobs)
+    first, second = (blobs.put(manifest(steps=n)) for n in (1, 2))
+    for sha256 in (first, first, second, second, first):
+        assert len(counts.rows(sha256)) == 2
+    assert blobs.reads == 3
 
 
 def test_what_is_no_manifest_is_not_kept() -> None:
