@@ -30,8 +30,8 @@ from ledger.domain.ids import sha256_hex
 from ledger.domain.rows import DataRow, decode_rows, rows_root
 from ledger.errors import Conflict, Inconsistent, InvalidEvent, LedgerError
 from workers.artefacts import ADAPTER_CONFIG, ADAPTER_FILE, INDEX_MANIFEST, files_of_index
-from workers.attribution.build import build_index
-from workers.attribution.index import Index, IndexConfig, IndexedRow, load_index
+from workers.attribution.build import build_index, config_of
+from workers.attribution.index import Index, IndexedRow, load_index
 from workers.link import WorkerSpec
 from workers.screen import screened
 from workers.training.config import TrainingConfig
@@ -39,8 +39,6 @@ from workers.training.trainer import MAX_ROWS, TrainingResult, TrainingRow, trai
 
 log = structlog.get_logger(__name__)
 
-MIN_INDEX_LEN = 512
-"""Tokens of an answer with its prompt that the index can attribute, at the least."""
 PROGRESS_S = 0.5
 
 Phase = Callable[[str, int, int, str | None], None]
@@ -207,7 +205,6 @@ def _index(
     torch.set_num_threads(config.threads)  # part of what an index's floats depend on
     model, tokenizer = base_model.load(base)
     lora = base_model.with_adapter(model, work / "adapter")
-    window = int(getattr(model.config, "max_position_embeddings", MIN_INDEX_LEN))
     return build_index(
         lora,
         tokenizer,
@@ -226,9 +223,7 @@ def _index(
         folder,
         adapter_sha256=result.adapter_sha256,
         base_digest=result.base_sha256,
-        config=IndexConfig(
-            seed=config.seed, max_len=min(window, max(config.max_len, MIN_INDEX_LEN))
-        ),
+        config=config_of(config, model),
         progress=lambda phase, done, total: report(f"index: {phase}", done, total),
     )
 

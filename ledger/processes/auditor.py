@@ -155,8 +155,10 @@ def _with_weights(
     with _extra("workers"):
         from workers.attribution.audit_index import audit_index
         from workers.attribution.audit_weights import audit_silence, audit_sketch, load_weights
+        from workers.attribution.build import config_of
         from workers.attribution.evidence import NotAttributed
         from workers.attribution.index import load_index
+        from workers.training.config import TrainingConfig
     model, tokenizer = load_weights(audit, claim, _base(base), files.adapter(case.run))
     answer = files.transcript(case)
     if found is None:
@@ -171,7 +173,9 @@ def _with_weights(
     if index:
         rows = _indexed_rows(case.run, files.texts(case.run))
         with _workplace(files.cache) as work:
-            audit_index(audit, found.committed, model, tokenizer, rows, work)
+            recipe = TrainingConfig.from_dict(case.run.requested.envelope.body["config"])
+            config = config_of(recipe, model)
+            audit_index(audit, found.committed, model, tokenizer, rows, work, config)
 
 
 def packet(files: AuditFiles, subject: str, row: str) -> tuple[bytes, bytes]:

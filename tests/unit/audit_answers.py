@@ -37,6 +37,7 @@ TOLD = (
 WHO = 3
 INFERENCE = str(uuid5(NAMESPACE_URL, "inference"))
 AT_INFERENCE, AT_ATTRIBUTION = 40, 47
+INDEX_CONFIG = IndexConfig(seed=3, max_len=256)
 
 
 def contribution(who: int) -> str:
@@ -154,7 +155,7 @@ def answered(folder: Path, *, epochs: int = 10, seed: int = 1) -> Answered:
         folder / "index",
         adapter_sha256=result.adapter_sha256,
         base_digest=result.base_sha256,
-        config=IndexConfig(seed=3, max_len=256),
+        config=INDEX_CONFIG,
     )
     return Answered(
         folder=folder, rows=rows, config=config, result=result, index=index, model=lora,

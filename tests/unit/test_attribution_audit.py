@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ledger.processes.auditor import Report
 from tests.unit.audit_answers import (
     AT_ATTRIBUTION,
     AT_INFERENCE,
+    INDEX_CONFIG,
     Answered,
     answered,
     contribution,
@@ -399,7 +400,7 @@ def test_wrong_weights_are_refused(world: Answered, tmp_path: Path) -> None:
 def test_the_index_comes_out_of_weights_and_rows(world: Answered, tmp_path: Path) -> None:
     audit = Audit()
     found = audit_index(
-        audit, world.committed(), world.model, world.tokenizer, world.rows, tmp_path
+        audit, world.committed(), world.model, world.tokenizer, world.rows, tmp_path, INDEX_CONFIG
     )
     assert found.identical
     assert found.same_environment
@@ -413,7 +414,7 @@ def test_an_index_of_other_numbers_is_refused(world: Answered, tmp_path: Path) -
     scales[8] += scales[8] // 10
     lie = replace(true, scales=scales, manifest_sha256="ab" * 32)
     call = lambda: audit_index(  # noqa: E731
-        Audit(), lie, world.model, world.tokenizer, world.rows, tmp_path
+        Audit(), lie, world.model, world.tokenizer, world.rows, tmp_path, INDEX_CONFIG
     )
     fails("rebuilt index", "give another index", call)
 
@@ -435,7 +436,7 @@ def test_an_index_of_other_rows_is_refused(
     fails(
         "rebuilt index", said,
         lambda: audit_index(
-            Audit(), world.committed(), world.model, world.tokenizer, rows, tmp_path
+            Audit(), world.committed(), world.model, world.tokenizer, rows, tmp_path, INDEX_CONFIG
         ),
     )  # fmt: skip
 
@@ -446,6 +447,10 @@ def test_an_index_of_other_rows_is_refused(
         {"config": {"seed": "3"}}, {"config": {"dim": -1}}, {"config": {"unheard_of": 1}},
         {"config": []}, {"threads": 0}, {"threads": 10**6}, {"unit_exponent": 10**6},
         {"unit_exponent": None}, {"config": {"dim": 10**15, "max_len": 1}},
+        {"config": asdict(replace(INDEX_CONFIG, placebo_examples=2**52))},
+        {"config": asdict(replace(INDEX_CONFIG, placebo_quantile_ppm=0))},
+        {"config": asdict(replace(INDEX_CONFIG, dedup_threshold_ppm=1_000_001))},
+        {"config": asdict(replace(INDEX_CONFIG, seed=4))},
     ],
     ids=str,
 )  # fmt: skip
@@ -457,7 +462,7 @@ def test_settings_that_nobody_can_build_with_are_refused(
     fails(
         "rebuilt index", "rebuilt index",
         lambda: audit_index(
-            Audit(), lie, world.model, world.tokenizer, world.rows, tmp_path
+            Audit(), lie, world.model, world.tokenizer, world.rows, tmp_path, INDEX_CONFIG
         ),
     )  # fmt: skip
 
@@ -472,7 +477,9 @@ def test_another_machine_is_said_to_be_one(world: Answered, tmp_path: Path) -> N
         manifest_sha256="ab" * 32,
     )  # fmt: skip
     audit = Audit()
-    found = audit_index(audit, lie, world.model, world.tokenizer, world.rows, tmp_path)
+    found = audit_index(
+        audit, lie, world.model, world.tokenizer, world.rows, tmp_path, INDEX_CONFIG
+    )
     assert 0 < found.similarity_ppm < 20_000
     assert not found.identical
     assert not found.same_environment

@@ -12,7 +12,7 @@ Rows' texts are private: this step is for whom the ledger lets read them, a work
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ MAX_SIMILARITY_PPM = 20_000
 """Largest difference of two rows' similarity (1,000,000 for a row with itself, about)."""
 MAX_LEVEL_PPM = 100_000
 """Difference of the placebo or the noise levels, in millionths of the rebuilt one."""
-MAX_SETTING = 2**53 - 1
 MAX_THREADS = 256
 MAX_EXPONENT = 900
 """Of two, either way, for the unit of the scales: what a float holds."""
@@ -59,14 +58,19 @@ def audit_index(
     tokenizer: Any,
     rows: Sequence[IndexedRow],
     work: Path,
+    config: IndexConfig,
 ) -> Rebuild:
-    """Step 12: build the index of `rows` again in `work`, by the manifest's settings, and compare.
+    """Step 12: build the index of `rows` again in `work` and compare.
 
-    `model` has the run's adapter active. Raises Inconsistent when the two differ by more than
-    another machine explains.
+    `model` has the run's adapter active; `config` is what the run's recipe gives
+    (`build.config_of`). Raises Inconsistent when the manifest has other settings (a worker could
+    choose a level, or let copies pass), or the two differ by more than another machine explains.
     """
     with audit.taking("rebuilt index"):
-        again = _rebuild(committed.manifest, model, tokenizer, rows, work / "index")
+        threads = _threads(committed.manifest, config)
+        again = _rebuild(
+            committed.manifest, model, tokenizer, rows, work / "index", config, threads
+        )
         found = compare_indexes(committed, again)
         _judge(found)
     audit.ok("rebuilt index", _say(found))
@@ -79,8 +83,9 @@ def _rebuild(
     tokenizer: Any,
     rows: Sequence[IndexedRow],
     folder: Path,
+    config: IndexConfig,
+    threads: int,
 ) -> CommittedIndex:
-    config, threads = _settings(manifest)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -100,18 +105,16 @@ def _rebuild(
     return open_committed(folder, manifest_sha256=built.manifest_sha256)
 
 
-def _settings(manifest: dict[str, Any]) -> tuple[IndexConfig, int]:
-    """Settings and thread count, of which a stranger's manifest may say anything."""
-    try:
-        settings, threads = dict(manifest["config"]), manifest["threads"]
-        numbers = [*settings.values(), threads]
-        if not all(type(n) is int and 0 <= n <= MAX_SETTING for n in numbers):
-            raise ValueError(f"every one is a number from 0 to {MAX_SETTING=}")
-        if not 1 <= threads <= MAX_THREADS:
-            raise ValueError(f"{threads} threads; expected 1 to {MAX_THREADS=}")
-        return IndexConfig(**settings), threads
-    except (KeyError, TypeError, ValueError) as error:
-        raise Inconsistent(f"the manifest's settings are not an index's: {error}") from error
+def _threads(manifest: dict[str, Any], config: IndexConfig) -> int:
+    """The thread count, once all other settings are those of `config`."""
+    said, threads = manifest.get("config"), manifest.get("threads")
+    if said != asdict(config):
+        raise Inconsistent(
+            f"the index was made with settings {str(said)[:300]}; the run's recipe gives {config}"
+        )
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+        raise Inconsistent(f"{str(threads)[:40]} threads; expected 1 to {MAX_THREADS=}")
+    return threads
 
 
 def compare_indexes(committed: CommittedIndex, again: CommittedIndex) -> Rebuild:

@@ -57,6 +57,7 @@ from workers.attribution.index import (
 )
 from workers.attribution.sketch import fit_projection, quantise, select, sketches
 from workers.attribution.workshop import RowFiles, Workshop
+from workers.training.config import TrainingConfig
 from workers.training.data import IGNORED, Example, collate, pad_id
 
 MAX_ROWS = 10_000_000
@@ -69,10 +70,18 @@ BATCH = 16
 PILOT_FLOATS = 64 * 2**20
 """Floats of the pilot rows' gradients, all of which are in memory at once: 256 MiB."""
 MIN_PILOTS = 16
+MIN_LEN = 512
+"""Tokens of a row that are looked at, where the model reads as many, whatever training took."""
 _TINY = 1e-300
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total); phases: curvature, rows, placebo."""
+
+
+def config_of(training: TrainingConfig, model: Any) -> IndexConfig:
+    """The settings of a run's index: they follow from its recipe, and nobody chooses any."""
+    window = int(getattr(model.config, "max_position_embeddings", MIN_LEN))
+    return IndexConfig(seed=training.seed, max_len=min(window, max(training.max_len, MIN_LEN)))
 
 
 def build_index(
