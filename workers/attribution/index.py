@@ -64,6 +64,8 @@ MANIFEST, VECTORS, SCALES, ROWS, LENS = (
     "lens.safetensors",
 )
 MAX_MANIFEST_BYTES = 4 * 2**20
+GRADIENT_FLOATS = 32 * 2**20
+"""Floats that the per-example gradients of one batch may take, rows' or answers': 128 MiB."""
 LEVEL_SHIFT = 32
 """Both levels are score per unit of sketch norm, in 2^-LEVEL_SHIFT."""
 
@@ -88,7 +90,12 @@ class IndexedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """What shapes an index, all of it in the manifest."""
+    """What shapes an index, all of it in the manifest.
+
+    METHOD stands for these defaults but seed and length, which are the run's: an auditor refuses an
+    index with others (`audit_index.py`), since a worker could choose among them whom to pay. To
+    change one is to name another METHOD.
+    """
 
     seed: int = 0
     max_len: int = 512
