@@ -26,7 +26,7 @@ from ledger.verify.bundle_format import MAX_BUNDLE_BYTES
 
 app = typer.Typer(name="contribution", no_args_is_help=True, help="Give data, review it.")
 
-COLUMNS = ["contribution", "title", "status", "rows_count", "contributor"]
+COLUMNS = ["contribution", "title", "status", "held", "rows_count", "contributor"]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from uuid import uuid4
 import typer
 
 from ledger.cli.context import As, Json, client, listing, out, show
+from ledger.cli.places import given_key
 from ledger.domain.envelope import decode_entry
 from ledger.domain.ids import check_uuid, sha256_hex
 from ledger.errors import Conflict, Inconsistent, InvalidEvent, NotFound
@@ -88,6 +89,7 @@ def excludes(
     The manifest is held against the hash that `run.completed` commits to;
     with --bundle, that one is verified in its log, too. Exit 1 where the run
     was trained on the contribution."""
+    given_key(key)  # a slip here is no fault of the bundle
     check_uuid(run, "run")
     check_uuid(contribution, "contribution")  # whatever else is written so is in no manifest
     if bundle is not None:

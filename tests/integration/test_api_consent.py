@@ -19,6 +19,7 @@ from ledger.domain.canonical import canonical_json
 from ledger.domain.rows import DataRow, encode_rows, rows_root
 from ledger.errors import (
     Backpressure,
+    ConfigError,
     Conflict,
     Forbidden,
     InvalidEvent,
@@ -495,6 +496,9 @@ def test_hold_release_appeal_and_decide(api: Service, home: Path) -> None:
     hold = json.loads(said("contribution", "show", given, "--json"))["hold"]
     assert hold["active"]
     assert api.client("ann").get_blob(hold["evidence_sha256"]) == b"forty times the same"
+    (line,) = (x for x in said("contribution", "list", "--datanet", net).splitlines() if given in x)
+    assert "approved" in line, "its status is as it was"
+    assert "True" in line, "and it is held"
     early = tributary("contribution", "release", given, "--as", "ann")
     assert isinstance(early.exception, Forbidden)
     assert "released at index" in said("contribution", "release", given, "--as", "owner")
@@ -541,6 +545,8 @@ def test_a_run_excludes_or_it_does_not(
     for typo in ("", "typo", ben["contribution"].upper(), f" {ben['contribution']}"):
         mistaken = tributary("run", "excludes", second, typo, *asked)
         assert isinstance(mistaken.exception, InvalidEvent), "which proves nothing about ben's"
+    slip = tributary("run", "excludes", second, ben["contribution"], *asked[:3], vkey[:-1])
+    assert isinstance(slip.exception, ConfigError)
     absent = tributary("run", "excludes", first, ann["contribution"], *asked)
     assert isinstance(absent.exception, NotFound)
     (home / "run.json").write_bytes(
