@@ -57,8 +57,11 @@ class _Stripe:
                 self.passed.pop(pair, None)
 
     def add(self, now: int, pair: Pair, asked: dict[str, int]) -> None:
+        passed = self.passed.setdefault(pair, {})
         for contribution, rows in asked.items():
-            self.passed.setdefault(pair, {})[contribution] = rows
+            # Of two events with one contribution, sent at once, either may be the one that is
+            # stored: the larger counts.
+            passed[contribution] = max(rows, passed.get(contribution, 0))
             self.queue.append((now, pair, contribution))
 
 

@@ -63,10 +63,10 @@ class World:
             self.stored.rows[body["contribution"]] = row
 
 
-def event(who: Actor, net: str, rows: int) -> Envelope:
+def event(who: Actor, net: str, rows: int, contribution: str | None = None) -> Envelope:
     body = {
-        "contribution": str(uuid4()), "datanet": net, "licence": "MIT", "rows_root": H,
-        "rows_count": rows, "rows_sha256": H, "title": "t",
+        "contribution": contribution or str(uuid4()), "datanet": net, "licence": "MIT",
+        "rows_root": H, "rows_count": rows, "rows_sha256": H, "title": "t",
     }  # fmt: skip
     return decode_envelope(who.sign("contribution.recorded", body))
 
@@ -100,6 +100,18 @@ def test_a_contribution_that_is_sent_again_counts_once() -> None:
     mine = event(ANN, NET, 5)
     for _ in range(3):
         world.quota.check([mine])
+
+
+def test_of_one_contribution_sent_twice_at_once_the_larger_counts() -> None:
+    """The rules refuse the second, once the first is stored; the gate may see both before."""
+    world = World(9, 10)
+    large = event(ANN, NET, 8)
+    small = event(ANN, NET, 1, contribution=large.body["contribution"])
+    world.quota.check([large])
+    world.quota.check([small])
+    with pytest.raises(Backpressure, match="you gave 1 with 8 rows"):
+        world.offer(3)
+    world.offer(2)
 
 
 def test_what_passed_and_never_came_is_forgotten() -> None:
