@@ -5,10 +5,11 @@ but for the last two. Nothing is believed for having been served: each byte is c
 that an event of a verified bundle names, here or by whoever opens the file.
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ledger.client import Client
@@ -78,7 +79,10 @@ class AuditFiles:
         folder = self.index_folder(sha256)
         self._fetch_index(body["run"], folder, lens=lens)
         try:
-            return open_committed(folder, manifest_sha256=sha256)
+            index = open_committed(folder, manifest_sha256=sha256)
+            if lens:
+                _check_lens(folder / LENS, index.manifest)
+            return index
         except (Inconsistent, NotFound):
             shutil.rmtree(folder)
             self._fetch_index(body["run"], folder, lens=lens)
@@ -131,6 +135,14 @@ class AuditFiles:
                 raise Inconsistent(f"{what} are not those signed")
             found[contribution] = rows
         return found
+
+
+def _check_lens(path: Path, manifest: Mapping[str, Any]) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    stamp = manifest["files"].get(LENS)
+    if not isinstance(stamp, dict) or stamp.get("sha256") != found:
+        raise Inconsistent(f"{path} hashes to {found}; the manifest says another")
 
 
 def row_of(texts: Texts, contribution: str, number: int, row_hash: str) -> DataRow:

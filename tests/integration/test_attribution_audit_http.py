@@ -221,11 +221,13 @@ def test_the_run_is_replayed(audited: Audited) -> None:
 
 def test_a_damaged_copy_of_the_index_is_fetched_again(audited: Audited) -> None:
     sha256 = audited.attribution()["body"]["index_sha256"]
-    vectors = audited.home / "audit" / "indexes" / sha256 / "vectors.i8"
-    data = vectors.read_bytes()
-    vectors.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    audited.tributary("verify", audited.inference)
-    assert vectors.read_bytes() == data
+    for name, *more in (("vectors.i8",), ("lens.safetensors", "--weights", "--as", "worker")):
+        path = audited.home / "audit" / "indexes" / sha256 / name
+        audited.tributary("verify", audited.inference, *more)
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        audited.tributary("verify", audited.inference, *more)
+        assert path.read_bytes() == data
 
 
 def test_a_withdrawal_counts_from_the_answer_after_it(audited: Audited) -> None:

@@ -37,6 +37,7 @@ from workers.attribution.examples import Examples, encode_all
 from workers.attribution.gradients import Site, at_strength, lora_sites, merged
 from workers.attribution.index import (
     FORMAT,
+    GRADIENT_FLOATS,
     LENS,
     LEVEL_SHIFT,
     METHOD,
@@ -63,8 +64,6 @@ from workers.training.data import IGNORED, Example, collate, pad_id
 MAX_ROWS = 10_000_000
 SCALE_BITS = 24
 """Bits of the largest row scale: with 8-bit entries a score stays below 2^54."""
-GRADIENT_FLOATS = 32 * 2**20
-"""Floats that the per-example gradients of one batch may take: 128 MiB."""
 BATCH = 16
 """Examples a batch, where they fit: larger ones leave the CPU's caches."""
 PILOT_FLOATS = 64 * 2**20

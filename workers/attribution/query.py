@@ -19,7 +19,7 @@ from torch import nn
 
 from ledger.errors import Inconsistent, InvalidEvent
 from workers.attribution.gradients import Site, lora_sites
-from workers.attribution.index import Index, scores_of
+from workers.attribution.index import GRADIENT_FLOATS, Index, scores_of
 from workers.attribution.shares import Shares, shares_from_voices, shift_of
 from workers.attribution.sketch import Sketch
 from workers.attribution.terms import NO_TERMS, Terms
@@ -28,7 +28,7 @@ from workers.training.data import IGNORED, Example, collate, inert, pad_id, prom
 TOP_ROWS = 10
 """Rows named for and against in a result: enough to explain it; all scores are recomputable."""
 QUERY_BATCH = 16
-"""Answers of one forward and backward pass."""
+"""Answers of one forward and backward pass, fewer of a wide adapter."""
 
 DEFAULT_CONTEXT = 4_096
 """Tokens of prompt and answer, for a model that does not say its own limit."""
@@ -90,7 +90,7 @@ def sketch_answer(
 def sketch_examples(
     model: nn.Module, index: Index, examples: Sequence[Example], pad: int
 ) -> list[Sketch]:
-    """One sketch an example, in batches of QUERY_BATCH examples of like length.
+    """One sketch an example, in batches of at most QUERY_BATCH examples of like length.
 
     Floats depend on what shares a batch, by about a quantisation step here and there
     (`audit.py` has the tolerances).
@@ -98,8 +98,9 @@ def sketch_examples(
     sites = _sites_of(model, index)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     found: dict[int, Sketch] = {}
-    for start in range(0, len(order), QUERY_BATCH):
-        part = order[start : start + QUERY_BATCH]
+    size = max(1, min(QUERY_BATCH, GRADIENT_FLOATS // index.whitener.width))
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
         batch = collate([examples[i] for i in part], pad)
         found |= zip(part, index.sketches(model, sites, batch), strict=True)
     return [found[i] for i in range(len(examples))]
