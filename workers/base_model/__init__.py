@@ -7,6 +7,8 @@ Importing this package loads no engine: torch and transformers come with the fir
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,16 @@ def with_adapter(model: Any, folder: str | Path, *, name: str = "default") -> An
     """`model` with the LoRA adapter in `folder` (PEFT's files) active, as a `PeftModel`."""
     from peft import PeftModel
 
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5 for it by a name that is about to go.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+    with quiet_peft():
         return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft 0.21 asks transformers 5 for something by an old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        yield
 
 
 def digest(path: str | Path = BUNDLED) -> str:

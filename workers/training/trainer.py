@@ -225,17 +225,18 @@ def _add_lora(model: Any, config: TrainingConfig) -> Any:
     """The base with fresh adapter weights, drawn from the config's seed; only they will train."""
     torch.manual_seed(_derive(config.seed, "init", 0))
     try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=config.r,
-                lora_alpha=config.alpha,
-                lora_dropout=float(config.dropout),
-                target_modules=list(config.target_modules),
-                bias="none",
-                task_type="CAUSAL_LM",
-            ),
-        )
+        with base_model.quiet_peft():
+            return get_peft_model(
+                model,
+                LoraConfig(
+                    r=config.r,
+                    lora_alpha=config.alpha,
+                    lora_dropout=float(config.dropout),
+                    target_modules=list(config.target_modules),
+                    bias="none",
+                    task_type="CAUSAL_LM",
+                ),
+            )
     except ValueError as error:
         raise InvalidEvent(
             f"the base model has no such target modules: {error}. Name linear layers of this model"
