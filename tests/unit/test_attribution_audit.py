@@ -190,6 +190,16 @@ def told(claim: Claim, evidence: Evidence, **changes: Any) -> tuple[Claim, Evide
     return replace(claim, evidence_sha256=sha256_hex(lie.to_bytes())), lie
 
 
+def test_a_row_that_is_silenced_by_a_later_one_is_named(world: Answered) -> None:
+    claim, evidence = world.attributed()
+    index = world.committed()
+    late = max(range(len(index.rows)), key=lambda n: index.rows[n].registered_index)
+    early = min(range(len(index.rows)), key=lambda n: index.rows[n].registered_index)
+    rows = list(index.rows)
+    rows[early] = replace(rows[early], cluster=late)
+    fails("rows", "registered later", lambda: audited(claim, evidence, replace(index, rows=rows)))
+
+
 def test_tampered_scores_placebo_and_named_rows_are_named(world: Answered) -> None:
     true = world.attributed()
     index, evidence = world.committed(), true[1]

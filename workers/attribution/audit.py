@@ -247,6 +247,12 @@ def _check_rows(audit: Audit, claim: Claim, index: CommittedIndex) -> None:
         for n, (row, trained) in enumerate(zip(index.rows, claim.rows, strict=True)):
             for name in ("contribution", "index", "row_hash", "contributor", "registered_index"):
                 _agree(f"{name} of row {n}", getattr(row, name), getattr(trained, name))
+            speaker = index.rows[row.cluster]
+            if speaker.registered_index > row.registered_index:
+                raise Inconsistent(
+                    f"row {row.row_id} is made a copy of {speaker.row_id}, which was registered "
+                    "later: the earliest speaks for copies"
+                )
     contributors = len({row.contributor for row in index.rows})
     audit.ok("rows", f"those of the training manifest, of {contributors} contributors")
 
