@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workers.attribution.sketch import DIM
 from workers.evaluation import plot, report
 from workers.evaluation.methods import LABELS
 
@@ -71,7 +72,7 @@ def tables(known: Mapping[str, Any]) -> str:
         kept = scores["index"]["mean"] / scores["full-rank"]["mean"]
         parts += [
             f"**Rank against storage** (`{COMMAND} --large {part['rows']}`): {kept:.0%} of "
-            "full-rank LDS is kept by 1,024 bytes a row.",
+            f"full-rank LDS is kept by {DIM + 4} bytes a row.",
             _md(report.lds_table(part)),
         ]
     return "\n\n".join(parts) + "\n"

@@ -4,7 +4,7 @@ One int8 matrix product with 32-bit sums. torch's (oneDNN's) runs at the speed o
 CPU multiplies bytes in one step (AVX-512 VNNI, AVX-VNNI, Arm's dot product). An auditor must get
 the same integers on any machine, so it is used only where it has just been seen to be exact on the
 largest entries there are: some CPUs' byte products saturate at 16 bits. Elsewhere float32 does it,
-exactly too, eight times slower.
+exactly too, ten times slower.
 """
 
 from functools import lru_cache

@@ -48,9 +48,11 @@ def _lds(axes: Any, part: Mapping[str, Any]) -> None:
     names = [LABELS.get(n, n) for n, _ in found]
     axes.barh(names, means, xerr=errors, color=colours, ecolor="#333333", capsize=2)
     axes.axvline(0, color="#333333", linewidth=0.8)
+    title = "Linear datamodeling score"
     if part["ceiling"]:
         axes.axvline(part["ceiling"], color="#333333", linewidth=0.8, linestyle=":")
-    axes.set_title("Linear datamodeling score (dotted: noise ceiling)", fontsize=10)
+        title += " (dotted: noise ceiling)"
+    axes.set_title(title, fontsize=10)
 
 
 def _payout(axes: Any, part: Mapping[str, Any]) -> None:
