@@ -185,34 +185,68 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """One generation for the serving engine. `adapter` is None for the base model itself."""
+    """One generation for the serving engine. `adapter` is None for the base model itself.
+
+    Either `messages`, laid out by the model's chat template, or `prompt`, taken as it is. `payer`
+    is whose turn it takes: each payer and each adapter has a fair share. `logprobs` None asks for
+    none, n for the chosen token's and the n likeliest. `timeout_s` counts from submission.
+    """
 
     request_id: str
     adapter: str | None
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Mapping[str, str]] = ()
+    prompt: str | None = None
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
     seed: int = 0
     stop: Sequence[str] = ()
+    logprobs: int | None = None
+    payer: str = ""
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChance:
+    """A produced token, its log probability (natural), and the likeliest in its place with theirs.
+
+    `text` alone may be half a character; `raw` are its bytes.
+    """
+
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatDelta:
-    """A piece of an answer. The last one has `finish_reason` ('stop' or 'length') and counts."""
+    """A piece of an answer. The last one has `finish_reason` and counts.
+
+    'stop' and 'length' are whole answers; 'deadline' and 'cancelled' were cut short.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    logprobs: tuple[TokenChance, ...] = ()
 
 
 class ServingEngine(Protocol):
     """OpenLoRA behind the API."""
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int: ...
+    async def count_tokens(
+        self, messages: Sequence[Mapping[str, str]], prompt: str | None = None
+    ) -> int:
+        """Prompt tokens of a request with these `messages`, or with this `prompt`."""
+        ...
 
-    def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta]: ...
+    def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta]:
+        """Pieces of the answer; closing the iterator cancels the request. Raises NotFound,
+        InvalidEvent, Backpressure before the first piece, ComputeError (retry) at any time."""
+        ...
 
     async def cancel(self, request_id: str) -> None: ...
 
