@@ -1,7 +1,6 @@
 """Fixtures that every test may use. The PostgreSQL ones are described in tests/pg.py."""
 
 import faulthandler
-import sys
 
 import pytest
 
@@ -21,4 +20,4 @@ EXIT_S = 60.0
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """A run whose process does not end shows where it stands, and fails."""
-    faulthandler.dump_traceback_later(EXIT_S, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(EXIT_S, exit=True, file=2)
