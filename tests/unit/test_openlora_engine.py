@@ -436,3 +436,52 @@ def test_an_adapter_that_breaks_on_disk_ends_only_its_own_request(
     assert answers["x"].finish.reason == "error"
     assert answers["x"].finish.error.detail["code"] == "corrupt_adapter"
     assert answers["y"].tokens == oracle(base, adapters[0], prompt_of(4), 5)
+
+
+@pytest.mark.parametrize("heat", [0.0, 1.2])
+def test_an_answer_resumes_exactly_at_any_token(
+    base: LlamaForCausalLM, adapters: list[SavedAdapter], heat: float
+) -> None:
+    """Another engine goes on from any cut: same tokens, text, log probabilities, seed and stop."""
+    first, second = engine_for(base), engine_for(base, prefill_chunk=4)
+    load(first, *adapters)
+    load(second, *adapters)
+    kw: dict[str, Any] = {"temperature": heat, "seed": 9, "logprobs": 2, "max_tokens": 14}
+    free = run(first, [request("r", "a1", prompt_of(6), **kw)])["r"]
+    stop = free.text[len(free.text) // 2 :][:2] or "never"
+    for stops in ((), (stop,)):
+        whole = run(first, [request("r", "a1", prompt_of(6), stop=stops, **kw)])["r"]
+        cuts = range(1, len(whole.tokens) + 1)
+        resumed = [
+            request(
+                f"cut{cut}",
+                "a1",
+                prompt_of(6),
+                stop=stops,
+                resume_ids=tuple(whole.tokens[:cut]),
+                **kw,
+            )
+            for cut in cuts
+        ]
+        answers = run(second, [*resumed, request("crowd", "a5", prompt_of(9))])
+        for cut in cuts:
+            rest = answers[f"cut{cut}"]
+            assert rest.tokens == whole.tokens[cut:]
+            assert rest.text == "".join(d.text for d in whole.deltas[cut:])
+            told = [lp for d in whole.deltas[cut:] for lp in d.logprobs]
+            again = [lp for d in rest.deltas for lp in d.logprobs]
+            assert [lp.token_id for lp in again] == [lp.token_id for lp in told]
+            assert [lp.logprob for lp in again] == pytest.approx(
+                [lp.logprob for lp in told], abs=1e-4
+            )
+            for what in ("reason", "prompt_tokens", "completion_tokens", "seed"):
+                assert getattr(rest.finish, what) == getattr(whole.finish, what), (cut, what)
+
+
+def test_resuming_with_a_temperature_needs_the_seed(base: LlamaForCausalLM) -> None:
+    engine = engine_for(base)
+    with pytest.raises(InvalidEvent, match="seed"):
+        engine.submit(request("r", None, prompt_of(3), temperature=1.0, resume_ids=(1,)))
+    with pytest.raises(InvalidEvent, match="resume_ids"):
+        engine.submit(request("r", None, prompt_of(3), max_tokens=2, resume_ids=(1, 2, 3)))
+    assert not engine.has_work()

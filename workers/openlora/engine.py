@@ -4,22 +4,17 @@
 runs one chunk of prompts, then one token for every running row (iteration-level scheduling, Orca,
 OSDI '22). Rows of different adapters and of the base model share each forward.
 
-Batch rows are kept contiguous: rows [0, decoding) have their whole prompt in the cache, rows
-[decoding, len(rows)) are still reading it. So every forward works on a slice of the key-value
-pool and of the working set, and nothing is gathered per token. A row that ends is replaced by the
-last one of its part.
-
-`submit`, `cancel`, `load_adapter`, `retire` and `stats` may be called from any thread; `step` from
-one. Knows neither Ray nor HTTP nor asyncio.
+`requests` says what comes in and goes out, `rows` how the batch is kept, `forward` how the model is
+called, `models` which ones may be. `submit`, `cancel`, `load_adapter`, `retire` and `stats` may be
+called from any thread; `step` from one. Knows neither Ray nor HTTP nor asyncio.
 """
 
-import inspect
 import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,130 +22,57 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from ledger.errors import ComputeError, ConfigError, Conflict, InvalidEvent, LedgerError
+from ledger.errors import ComputeError, ConfigError, Conflict, LedgerError
 from workers.openlora.adapter import AdapterFiles, AdapterLimits
-from workers.openlora.errors import PromptTooLong
+from workers.openlora.forward import Forward
 from workers.openlora.kv import RowCache
 from workers.openlora.layers import LoraContext, WorkingSet, wrap_targets
-from workers.openlora.sampling import (
-    MAX_SEED,
-    MAX_TEMPERATURE,
-    Draw,
-    TokenLogprob,
-    choose,
-    logprobs,
+from workers.openlora.models import checked_window, eos_ids
+from workers.openlora.requests import (
+    CANCELLED,
+    DEADLINE,
+    ERROR,
+    LENGTH,
+    MAX_PAYER_CHARS,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    MAX_TOP_LOGPROBS,
+    STOP,
+    Delta,
+    EngineConfig,
+    Finish,
+    GenerationRequest,
+    answer_limit,
+    check_request,
 )
+from workers.openlora.rows import Row, Rows
+from workers.openlora.sampling import MAX_SEED, Draw, TokenLogprob, choose, logprobs
 from workers.openlora.scheduler import FairQueue
-from workers.openlora.slots import AdapterEntry, AdapterStore, SlotTensors, storage_like
+from workers.openlora.slots import AdapterStore, SlotTensors, storage_like
 from workers.openlora.text import TextStream
+
+__all__ = [
+    "CANCELLED",
+    "DEADLINE",
+    "ERROR",
+    "LENGTH",
+    "MAX_PAYER_CHARS",
+    "MAX_STOPS",
+    "MAX_STOP_CHARS",
+    "MAX_TOP_LOGPROBS",
+    "STOP",
+    "Delta",
+    "Engine",
+    "EngineConfig",
+    "EngineCounters",
+    "Finish",
+    "GenerationRequest",
+]
 
 log = structlog.get_logger(__name__)
 
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
-MAX_TOP_LOGPROBS = 20
-
-STOP, LENGTH, CANCELLED, DEADLINE, ERROR = "stop", "length", "cancelled", "deadline", "error"
-"""Finish reasons. The first two are OpenAI's own; the others end a stream early."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Sizes. `max_len` is prompt plus answer in tokens, at most the model's own window."""
-
-    max_rows: int = 32
-    max_len: int = 1024
-    max_queue: int = 256
-    prefill_chunk: int = 256
-    """Most prompt tokens of one row per step: bounds how long running rows wait."""
-    prefill_tokens: int = 1024
-    """Most prompt tokens of all rows per step, padding included (one chunk always fits)."""
-    slots: int = 64
-    max_rank: int = 64
-    host_bytes: int = 1 << 30
-    targets: tuple[str, ...] | None = None
-    """Last path segments of the linears that adapters may target; None means all linears."""
-    base_names: frozenset[str] = frozenset()
-    """Accepted `base_model_name_or_path` of adapters; empty leaves the check to tensor shapes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
-    """One answer to generate. `adapter_id` None means the base model itself.
-
-    `top_k` 0 and `top_p` 1 cut nothing. `seed` None draws one, reported in `Finish.seed`.
-    `logprobs` None asks for none, n for the chosen token's and the n likeliest. `timeout_s` counts
-    from submission and includes the wait in the queue.
-    """
-
-    request_id: str
-    adapter_id: str | None
-    prompt_ids: tuple[int, ...]
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    timeout_s: float | None = None
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finish:
-    """How an answer ended. Times in seconds; `ttft_s` is None when there was no token."""
-
-    reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    seed: int
-    queue_s: float
-    ttft_s: float | None
-    total_s: float
-    error: LedgerError | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delta:
-    """New tokens of one request. The texts of all deltas, joined, are the answer."""
-
-    request_id: str
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish: Finish | None = None
-
-
-@dataclass(kw_only=True, eq=False)
-class _Sequence:
-    """A request on its way. `cached` counts its positions in the key-value pool."""
-
-    request: GenerationRequest
-    entry: AdapterEntry | None
-    stream: TextStream | None
-    seed: int
-    limit: int
-    submitted: float
-    deadline: float
-    started: float | None = None
-    first_token: float | None = None
-    pinned: bool = False
-    cached: int = 0
-    output: list[int] = field(default_factory=list)
-    failure: LedgerError | None = None
-
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
-
-    @property
-    def turn_key(self) -> object:
-        return self.entry
-
-    @property
-    def prompt_left(self) -> int:
-        return len(self.request.prompt_ids) - self.cached
+Ended = tuple[Row, str, Delta]
+"""A row that is over, its finish reason, and the delta of its last token."""
 
 
 @dataclass(kw_only=True)
@@ -187,11 +109,10 @@ class Engine:
         self.tokenizer = tokenizer
         self._clock = clock
         model_config: Any = model.config
-        self.max_len = _checked_window(model, config)
+        self.max_len = checked_window(model, config.max_len)
         self.vocab_size = int(model_config.vocab_size)
-        self._eos = _eos_ids(model, tokenizer)
+        self._eos = eos_ids(model, tokenizer)
         weight = next(model.parameters())
-        self._dtype = weight.dtype
         like = storage_like(weight.dtype, weight.device)
         context = LoraContext()
         shapes = wrap_targets(model, context, config.targets)
@@ -209,12 +130,13 @@ class Engine:
             host_bytes=config.host_bytes,
         )
         self._cache = RowCache(model_config.num_hidden_layers, config.max_rows, self.max_len)
-        self._queue: FairQueue[_Sequence] = FairQueue(config.max_queue)
-        self._rows: list[_Sequence] = []
-        self._decoding = 0
-        self._lock = threading.Lock()  # guards _live and _cancelled, for the time of a dict access
-        self._live: dict[str, _Sequence] = {}
+        self._rows = Rows(cache=self._cache, working=self._working)
+        self._run_model = Forward(model, self._cache, self._working)
+        self._queue: FairQueue[Row] = FairQueue(config.max_queue)
+        self._lock = threading.Lock()  # guards _live, _cancelled and _over: a dict access each
+        self._live: dict[str, Row] = {}
         self._cancelled: set[str] = set()
+        self._over: list[tuple[Row, str]] = []  # resumed answers that were whole already
         self._recent_s = 1.0  # moving average of a request's time in a row
         self.counters = EngineCounters()
 
@@ -243,28 +165,27 @@ class Engine:
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Raises InvalidEvent, PromptTooLong, UnknownAdapter, Conflict,
         Backpressure; then nothing was accepted."""
-        self._check(request)
-        entry = None if request.adapter_id is None else self.store.acquire(request.adapter_id)
-        now = self._clock()
-        sequence = _Sequence(
-            request=request,
-            entry=entry,
-            stream=TextStream(self.tokenizer, request.stop) if self.tokenizer else None,
-            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-            limit=min(request.max_tokens, self.max_len - len(request.prompt_ids)),
-            submitted=now,
-            deadline=now + (math.inf if request.timeout_s is None else request.timeout_s),
+        check_request(
+            request,
+            max_len=self.max_len,
+            vocab=self.vocab_size,
+            text=self.tokenizer is not None,
         )
+        row = self._row_of(request)
+        over = self._replay(row)
         try:
             with self._lock:
                 if request.request_id in self._live:
                     raise Conflict(f"request {request.request_id!r} is being answered already")
-                self._queue.push(sequence, retry_after_s=self._retry_after_s())
-                self._live[request.request_id] = sequence
+                if over is None:
+                    self._queue.push(row, retry_after_s=self._retry_after_s())
+                else:
+                    self._over.append((row, over))
+                self._live[request.request_id] = row
         except LedgerError:
             self.counters.refused += 1
-            if entry is not None:
-                self.store.release(entry)
+            if row.entry is not None:
+                self.store.release(row.entry)
             raise
 
     def cancel(self, request_id: str) -> bool:
@@ -310,9 +231,9 @@ class Engine:
             with torch.inference_mode():
                 self._reap(deltas)
                 self._admit(deltas)
-                if self._decoding < len(self._rows):
+                if self._rows.decoding < len(self._rows):
                     self._prefill(deltas)
-                if self._decoding:
+                if self._rows.decoding:
                     self._decode(deltas)
         except Exception as e:
             log.exception("openlora step failed", rows=len(self._rows), queued=len(self._queue))
@@ -324,210 +245,179 @@ class Engine:
 
     def fail_all(self, error: LedgerError) -> list[Delta]:
         """End everything with `error`. The engine is empty then, and may go on."""
-        gone = self._queue.take(lambda s: True) + self._rows
-        self._rows, self._decoding = [], 0
-        return [self._finish(s, ERROR, error=error) for s in gone]
+        gone = self._queue.take(lambda r: True) + self._rows.clear()
+        with self._lock:
+            over, self._over = self._over, []
+        return [self._finish(r, ERROR, error=error) for r in [*gone, *(r for r, _ in over)]]
 
     def _reap(self, deltas: list[Delta]) -> None:
         with self._lock:
             cancelled, self._cancelled = self._cancelled, set()
+            over, self._over = self._over, []
         now = self._clock()
 
-        def ended(s: _Sequence) -> bool:
-            return s.request_id in cancelled or now >= s.deadline
+        def ended(r: Row) -> bool:
+            return r.request_id in cancelled or now >= r.deadline
 
-        def reason(s: _Sequence) -> str:
-            return CANCELLED if s.request_id in cancelled else DEADLINE
+        def reason(r: Row) -> str:
+            return CANCELLED if r.request_id in cancelled else DEADLINE
 
-        deltas += [self._finish(s, reason(s)) for s in self._queue.take(ended)]
-        for row in range(len(self._rows) - 1, -1, -1):
-            if ended(self._rows[row]):
-                deltas.append(self._end_row(row, reason(self._rows[row])))
+        deltas += [self._finish(r, why) for r, why in over]
+        deltas += [self._finish(r, reason(r)) for r in self._queue.take(ended)]
+        for at in range(len(self._rows) - 1, -1, -1):
+            if ended(self._rows.all[at]):
+                r = self._rows.end(at)
+                deltas.append(self._finish(r, reason(r)))
 
     def _admit(self, deltas: list[Delta]) -> None:
         while len(self._rows) < self.config.max_rows:
-            sequence = self._queue.pop(self._place)
-            if sequence is None:
+            row = self._queue.pop(self._place)
+            if row is None:
                 return
-            if sequence.failure is not None:
-                deltas.append(self._finish(sequence, ERROR, error=sequence.failure))
+            if row.failure is not None:
+                deltas.append(self._finish(row, ERROR, error=row.failure))
                 continue
-            sequence.started = self._clock()
-            self._rows.append(sequence)
+            row.started = self._clock()
+            self._rows.add(row)
 
-    def _place(self, sequence: _Sequence) -> bool:
+    def _place(self, row: Row) -> bool:
         """Give the next free row its adapter; False when no slot is free now.
 
         An adapter that cannot be read ends its own request and no other.
         """
         weights = None
-        if sequence.entry is not None:
+        if row.entry is not None:
             try:
-                weights = self.store.place(sequence.entry)
+                weights = self.store.place(row.entry)
             except LedgerError as e:
-                sequence.failure = e
+                row.failure = e
                 return True
             if weights is None:
                 return False
-            sequence.pinned = True
-        self._working.fill(len(self._rows), sequence.entry, weights)
+            row.pinned = True
+        self._rows.prepare(row.entry, weights)
         return True
 
     def _prefill(self, deltas: list[Delta]) -> None:
         """One chunk of prompt for the rows that are first in line."""
-        lo = self._decoding
-        width = max(s.prompt_left for s in self._rows[lo:])
+        lo = self._rows.decoding
+        width = max(r.prefill_left for r in self._rows.all[lo:])
         width = min(width, self.config.prefill_chunk)
         hi = min(len(self._rows), lo + max(1, self.config.prefill_tokens // width))
-        rows = self._rows[lo:hi]
-        counts = [min(s.prompt_left, width) for s in rows]
+        rows = self._rows.all[lo:hi]
+        counts = [min(r.prefill_left, width) for r in rows]
         width = max(counts)
 
         ids = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, (s, n) in enumerate(zip(rows, counts, strict=True)):
-            ids[i, :n] = torch.tensor(s.request.prompt_ids[s.cached : s.cached + n])
+        for i, (r, n) in enumerate(zip(rows, counts, strict=True)):
+            ids[i, :n] = torch.tensor(r.prefill[r.cached : r.cached + n])
         column = torch.arange(width)[None]
         count = torch.tensor(counts)[:, None]
-        start = torch.tensor([s.cached for s in rows])[:, None]
+        start = torch.tensor([r.cached for r in rows])[:, None]
         # Padding repeats the row's last position for the model and writes where nobody reads.
         positions = start + torch.minimum(column, count - 1)
         writes = torch.where(column < count, positions, self.max_len)
-        ends = [i for i, (s, n) in enumerate(zip(rows, counts, strict=True)) if s.prompt_left == n]
+        ends = [i for i, (r, n) in enumerate(zip(rows, counts, strict=True)) if r.prefill_left == n]
         wanted = sorted({counts[i] - 1 for i in ends}) or [0]
         logits = self._forward(lo, hi, ids, positions, writes, torch.tensor(wanted))
 
-        for s, n in zip(rows, counts, strict=True):
-            s.cached += n
+        for r, n in zip(rows, counts, strict=True):
+            r.cached += n
             self.counters.prompt_tokens += n
         if not ends:
             return
         where = [wanted.index(counts[i] - 1) for i in ends]
         finished = self._sample(logits[ends, where], [rows[i] for i in ends], deltas)
         for i in ends:  # ascending: each goes to the end of the decoding part, never past itself
-            self._promote(lo + i)
+            self._rows.promote(lo + i)
         self._end_rows(finished, deltas)
 
     def _decode(self, deltas: list[Delta]) -> None:
         """One token for each row whose prompt is in the cache."""
-        rows = self._rows[: self._decoding]
-        ids = torch.tensor([[s.output[-1]] for s in rows])
-        positions = torch.tensor([[s.cached] for s in rows])
+        rows = self._rows.all[: self._rows.decoding]
+        ids = torch.tensor([[r.output[-1]] for r in rows])
+        positions = torch.tensor([[r.cached] for r in rows])
         logits = self._forward(0, len(rows), ids, positions, positions, 1)
-        for s in rows:
-            s.cached += 1
+        for r in rows:
+            r.cached += 1
         self.counters.decode_steps += 1
-        self.counters.mixed_steps += len({s.request.adapter_id for s in rows}) > 1
+        self.counters.mixed_steps += len({r.request.adapter_id for r in rows}) > 1
         self._end_rows(self._sample(logits[:, -1], rows, deltas), deltas)
 
     def _forward(
-        self,
-        lo: int,
-        hi: int,
-        ids: Tensor,
-        positions: Tensor,
-        writes: Tensor,
-        keep: Tensor | int,
+        self, lo: int, hi: int, ids: Tensor, positions: Tensor, writes: Tensor, keep: Tensor | int
     ) -> Tensor:
-        """Logits (hi - lo, kept, vocab) of rows [lo, hi); ids, positions, writes (rows, tokens)."""
-        device = self.model.get_input_embeddings().weight.device  # type: ignore[operator]
-        length = int(positions.max()) + 1
-        seen = torch.arange(length)[None, None, None] <= positions[:, None, :, None]
-        mask = torch.zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, -math.inf)
-        positions = positions.to(device)
-        self._cache.aim(lo, hi, writes.to(device), length)
-        self._working.bind(lo, hi, ids.shape[1])
-        try:
-            out = self.model(
-                input_ids=ids.to(device),
-                position_ids=positions,
-                attention_mask=mask.to(device=device, dtype=self._dtype),
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=keep if isinstance(keep, int) else keep.to(device),
-            )
-        finally:
-            self._working.unbind()
-        logits: Tensor = out.logits
-        return logits
+        """Logits (hi - lo, kept, vocab) of rows [lo, hi); see `Forward`."""
+        return self._run_model(lo, hi, ids, positions, writes, keep)
 
-    def _sample(
-        self, logits: Tensor, rows: Sequence[_Sequence], deltas: list[Delta]
-    ) -> list[tuple[_Sequence, str, Delta]]:
-        """Draw a token for each row; returns (sequence, finish reason, last delta) of the ended."""
-        draws = [
-            Draw(
-                temperature=s.request.temperature,
-                top_p=s.request.top_p,
-                top_k=s.request.top_k,
-                seed=s.seed,
-                step=len(s.output),
-            )
-            for s in rows
-        ]
-        tokens = choose(logits, draws)
+    def _sample(self, logits: Tensor, rows: Sequence[Row], deltas: list[Delta]) -> list[Ended]:
+        """Draw a token for each row; returns those that ended with it."""
+        tokens = choose(logits, [_draw_of(r) for r in rows])
         now = self._clock()
-        ended: list[tuple[_Sequence, str, Delta]] = []
-        for i, (s, token) in enumerate(zip(rows, tokens, strict=True)):
-            s.output.append(token)
-            s.first_token = now if s.first_token is None else s.first_token
+        ended: list[Ended] = []
+        for i, (r, token) in enumerate(zip(rows, tokens, strict=True)):
+            r.output.append(token)
+            r.first_token = now if r.first_token is None else r.first_token
             self.counters.completion_tokens += 1
-            at_end = token in self._eos and not s.request.ignore_eos
-            text = s.stream.push(token) if s.stream and not at_end else ""
-            reason = None
-            if at_end or (s.stream is not None and s.stream.stopped):
-                reason = STOP
-            elif len(s.output) >= s.limit:
-                reason = LENGTH
-            if reason is not None and s.stream is not None:
-                text += s.stream.finish()
+            text, reason = self._take(r, token, len(r.output))
+            if reason is not None and r.stream is not None:
+                text += r.stream.finish()
             logs: tuple[TokenLogprob, ...] = ()
-            if s.request.logprobs is not None:
-                logs = (logprobs(logits[i], token, s.request.logprobs),)
-            delta = Delta(request_id=s.request_id, text=text, token_ids=(token,), logprobs=logs)
+            if r.request.logprobs is not None:
+                logs = (logprobs(logits[i], token, r.request.logprobs),)
+            delta = Delta(request_id=r.request_id, text=text, token_ids=(token,), logprobs=logs)
             if reason is None:
                 deltas.append(delta)
             else:
-                ended.append((s, reason, delta))
+                ended.append((r, reason, delta))
         return ended
 
-    # --- rows ---
+    def _take(self, r: Row, token: int, count: int) -> tuple[str, str | None]:
+        """The text that `token`, the answer's `count`-th, makes certain, and why the answer ends
+        with it (None: it goes on)."""
+        at_end = token in self._eos and not r.request.ignore_eos
+        text = r.stream.push(token) if r.stream and not at_end else ""
+        if at_end or (r.stream is not None and r.stream.stopped):
+            return text, STOP
+        return text, LENGTH if count >= r.limit else None
 
-    def _end_rows(self, ended: Sequence[tuple[_Sequence, str, Delta]], deltas: list[Delta]) -> None:
-        at = {id(s): row for row, s in enumerate(self._rows)}
+    # --- requests ---
+
+    def _row_of(self, request: GenerationRequest) -> Row:
+        """Holds the adapter from here on. Raises UnknownAdapter."""
+        entry = None if request.adapter_id is None else self.store.acquire(request.adapter_id)
+        now = self._clock()
+        return Row(
+            request=request,
+            entry=entry,
+            stream=TextStream(self.tokenizer, request.stop) if self.tokenizer else None,
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+            limit=answer_limit(request, self.max_len),
+            submitted=now,
+            deadline=now + (math.inf if request.timeout_s is None else request.timeout_s),
+            prefill=request.prompt_ids + request.resume_ids,
+            output=list(request.resume_ids),
+        )
+
+    def _replay(self, row: Row) -> str | None:
+        """Bring the text to where the tokens of `resume_ids` left it; why the answer is over, if
+        it is: the engine that made them died before it could say so."""
+        for count, token in enumerate(row.request.resume_ids, start=1):
+            _, reason = self._take(row, token, count)
+            if reason is not None:
+                return reason
+        return None
+
+    def _end_rows(self, ended: Sequence[Ended], deltas: list[Delta]) -> None:
+        at = {id(r): i for i, r in enumerate(self._rows.all)}
         # Highest first: the row that replaces an ended one is never one that ended too.
-        for s, reason, last in sorted(ended, key=lambda e: -at[id(e[0])]):
-            deltas.append(self._end_row(at[id(s)], reason, last))
-
-    def _end_row(self, row: int, reason: str, last: Delta | None = None) -> Delta:
-        """Free `row`: the last decoding row takes its place, the last of all takes that one's."""
-        sequence = self._rows[row]
-        if row < self._decoding:
-            self._decoding -= 1
-            self._move(self._decoding, row)
-            row = self._decoding
-        self._move(len(self._rows) - 1, row)
-        self._rows.pop()
-        return self._finish(sequence, reason, last)
-
-    def _move(self, source: int, target: int) -> None:
-        if source != target:
-            self._rows[target] = self._rows[source]
-            self._cache.move(source, target, self._rows[source].cached)
-            self._working.move(source, target)
-
-    def _promote(self, row: int) -> None:
-        """A row whose prompt is read joins the decoding part."""
-        first = self._decoding
-        if row != first:
-            one, other = self._rows[row], self._rows[first]
-            self._rows[row], self._rows[first] = other, one
-            self._cache.swap(row, first, max(one.cached, other.cached))
-            self._working.swap(row, first)
-        self._decoding += 1
+        for r, reason, last in sorted(ended, key=lambda e: -at[id(e[0])]):
+            self._rows.end(at[id(r)])
+            deltas.append(self._finish(r, reason, last))
 
     def _finish(
         self,
-        s: _Sequence,
+        r: Row,
         reason: str,
         last: Delta | None = None,
         *,
@@ -536,107 +426,41 @@ class Engine:
         """Let go of what the request held; the delta that closes its stream."""
         now = self._clock()
         with self._lock:
-            self._live.pop(s.request_id, None)
-            self._cancelled.discard(s.request_id)
-        if s.entry is not None:
-            if s.pinned:
-                self.store.unpin(s.entry)
-            self.store.release(s.entry)
-        if s.started is not None:
-            self._recent_s += 0.1 * ((now - s.started) - self._recent_s)
+            self._live.pop(r.request_id, None)
+            self._cancelled.discard(r.request_id)
+        if r.entry is not None:
+            if r.pinned:
+                self.store.unpin(r.entry)
+            self.store.release(r.entry)
+        if r.started is not None:
+            self._recent_s += 0.1 * ((now - r.started) - self._recent_s)
         self.counters.finished += 1
         if last is None:
-            text = s.stream.finish() if s.stream is not None else ""
-            last = Delta(request_id=s.request_id, text=text)
+            text = r.stream.finish() if r.stream is not None else ""
+            last = Delta(request_id=r.request_id, text=text)
         finish = Finish(
             reason=reason,
-            prompt_tokens=len(s.request.prompt_ids),
-            completion_tokens=len(s.output),
-            seed=s.seed,
-            queue_s=(now if s.started is None else s.started) - s.submitted,
-            ttft_s=None if s.first_token is None else s.first_token - s.submitted,
-            total_s=now - s.submitted,
+            prompt_tokens=len(r.request.prompt_ids),
+            completion_tokens=len(r.output),
+            seed=r.seed,
+            queue_s=(now if r.started is None else r.started) - r.submitted,
+            ttft_s=None if r.first_token is None else r.first_token - r.submitted,
+            total_s=now - r.submitted,
             error=error,
         )
-        return Delta(
-            request_id=last.request_id,
-            text=last.text,
-            token_ids=last.token_ids,
-            logprobs=last.logprobs,
-            finish=finish,
-        )
+        return replace(last, finish=finish)
 
     def _retry_after_s(self) -> int:
         """How long the queue would take at the present pace, rounded up to whole seconds."""
         waves = len(self._queue) / self.config.max_rows
         return max(1, min(60, math.ceil(waves * self._recent_s)))
 
-    def _check(self, r: GenerationRequest) -> None:
-        def need(ok: bool, what: str, got: object) -> None:
-            if not ok:
-                raise InvalidEvent(f"{what}; got {got!r}", request=r.request_id)
 
-        need(bool(r.prompt_ids), "prompt_ids must hold a token at least", r.prompt_ids)
-        if len(r.prompt_ids) >= self.max_len:
-            raise PromptTooLong(
-                f"the prompt has {len(r.prompt_ids)} tokens; the window is {self.max_len} with the "
-                "answer, so shorten it",
-                prompt_tokens=len(r.prompt_ids),
-                limit=self.max_len - 1,
-            )
-        low, high = min(r.prompt_ids), max(r.prompt_ids)
-        need(low >= 0 and high < self.vocab_size, f"token ids are below {self.vocab_size}", high)
-        need(r.max_tokens >= 1, "max_tokens must be 1 or more", r.max_tokens)
-        need(
-            0 <= r.temperature <= MAX_TEMPERATURE,
-            f"temperature must be from 0 to {MAX_TEMPERATURE:g}",
-            r.temperature,
-        )
-        need(0 < r.top_p <= 1, "top_p must be above 0 and at most 1", r.top_p)
-        need(r.top_k >= 0, "top_k must be 0 (off) or more", r.top_k)
-        need(r.seed is None or 0 <= r.seed <= MAX_SEED, "seed must be from 0 to 2^53 - 1", r.seed)
-        need(len(r.stop) <= MAX_STOPS, f"at most {MAX_STOPS} stop strings", len(r.stop))
-        for s in r.stop:
-            need(0 < len(s) <= MAX_STOP_CHARS, f"a stop has 1 to {MAX_STOP_CHARS} characters", s)
-        need(not r.stop or self.tokenizer is not None, "stop strings need a tokenizer", r.stop)
-        need(
-            r.logprobs is None or 0 <= r.logprobs <= MAX_TOP_LOGPROBS,
-            f"logprobs must be from 0 to {MAX_TOP_LOGPROBS}",
-            r.logprobs,
-        )
-        need(r.timeout_s is None or r.timeout_s > 0, "timeout_s must be above 0", r.timeout_s)
-
-
-def _checked_window(model: nn.Module, config: EngineConfig) -> int:
-    """The usable window in tokens, or ConfigError for models that this engine would serve wrongly.
-
-    One 4D mask goes to all layers. A sliding window that is shorter than ours, or a layer that
-    keeps a recurrent state, would need more than that.
-    """
-    c: Any = model.config
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        raise ConfigError(
-            f"{type(model).__name__} is not a causal language model of transformers 5"
-        )
-    if getattr(c, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
-        raise ConfigError(
-            f"attention {c._attn_implementation!r} takes no 4D mask; load the model with 'sdpa'"
-        )
-    window = min(config.max_len, int(getattr(c, "max_position_embeddings", config.max_len)))
-    kinds = set(getattr(c, "layer_types", None) or ["full_attention"])
-    sliding = getattr(c, "sliding_window", None)
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ConfigError(f"layers of kind {sorted(kinds)} are not supported; attention only")
-    if sliding and int(sliding) < window and getattr(c, "use_sliding_window", True):
-        raise ConfigError(
-            f"the model's sliding window is {sliding} tokens, below max_len {window}; lower max_len"
-        )
-    return window
-
-
-def _eos_ids(model: nn.Module, tokenizer: Any | None) -> frozenset[int]:
-    generation: Any = getattr(model, "generation_config", None)
-    eos = getattr(generation, "eos_token_id", None)
-    ids = set(eos) if isinstance(eos, list | tuple) else {eos}
-    ids.add(getattr(tokenizer, "eos_token_id", None))
-    return frozenset(int(i) for i in ids if i is not None)
+def _draw_of(r: Row) -> Draw:
+    return Draw(
+        temperature=r.request.temperature,
+        top_p=r.request.top_p,
+        top_k=r.request.top_k,
+        seed=r.seed,
+        step=len(r.output),
+    )

@@ -1,0 +1,101 @@
+"""The running batch: which request sits in which row, and how rows move together.
+
+Batch rows are kept contiguous: rows [0, decoding) have their whole prompt in the cache, rows
+[decoding, len) are still reading it. So every forward works on a slice of the key-value pool and
+of the working set, and nothing is gathered per token. A row that ends is replaced by the last one
+of its part. Belongs to the engine's step; not thread-safe.
+"""
+
+from dataclasses import dataclass, field
+
+from ledger.errors import LedgerError
+from workers.openlora.adapter import AdapterWeights
+from workers.openlora.kv import RowCache
+from workers.openlora.layers import WorkingSet
+from workers.openlora.requests import GenerationRequest
+from workers.openlora.slots import AdapterEntry
+from workers.openlora.text import TextStream
+
+
+@dataclass(kw_only=True, eq=False)
+class Row:
+    """A request on its way, waiting or running. `cached` counts its positions in the pool."""
+
+    request: GenerationRequest
+    entry: AdapterEntry | None
+    stream: TextStream | None
+    seed: int
+    limit: int
+    submitted: float
+    deadline: float
+    prefill: tuple[int, ...]
+    """What is read before the first new token: the prompt, and what was answered elsewhere."""
+    output: list[int]
+    started: float | None = None
+    first_token: float | None = None
+    pinned: bool = False
+    cached: int = 0
+    failure: LedgerError | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def turn_key(self) -> object:
+        return self.entry
+
+    @property
+    def prefill_left(self) -> int:
+        return len(self.prefill) - self.cached
+
+
+@dataclass(kw_only=True)
+class Rows:
+    """Rows [0, decoding) make tokens, rows [decoding, len) read their prompts."""
+
+    cache: RowCache
+    working: WorkingSet
+    all: list[Row] = field(default_factory=list)
+    decoding: int = 0
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def prepare(self, entry: AdapterEntry | None, weights: AdapterWeights | None) -> None:
+        """Give the next free row its adapter; `add` comes next."""
+        self.working.fill(len(self.all), entry, weights)
+
+    def add(self, row: Row) -> None:
+        self.all.append(row)
+
+    def clear(self) -> list[Row]:
+        gone, self.all, self.decoding = self.all, [], 0
+        return gone
+
+    def promote(self, at: int) -> None:
+        """A row whose prompt is read joins the decoding part."""
+        first = self.decoding
+        if at != first:
+            one, other = self.all[at], self.all[first]
+            self.all[at], self.all[first] = other, one
+            self.cache.swap(at, first, max(one.cached, other.cached))
+            self.working.swap(at, first)
+        self.decoding += 1
+
+    def end(self, at: int) -> Row:
+        """Free row `at`: the last decoding row takes its place, the last of all that one's."""
+        row = self.all[at]
+        if at < self.decoding:
+            self.decoding -= 1
+            self._move(self.decoding, at)
+            at = self.decoding
+        self._move(len(self.all) - 1, at)
+        self.all.pop()
+        return row
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self.all[target] = self.all[source]
+            self.cache.move(source, target, self.all[source].cached)
+            self.working.move(source, target)
