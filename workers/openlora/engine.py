@@ -27,6 +27,7 @@ from workers.openlora.adapter import AdapterFiles, AdapterLimits
 from workers.openlora.forward import Forward
 from workers.openlora.kv import RowCache
 from workers.openlora.layers import LoraContext, WorkingSet, wrap_targets
+from workers.openlora.meter import Meter
 from workers.openlora.models import checked_window, eos_ids
 from workers.openlora.requests import (
     CANCELLED,
@@ -139,6 +140,7 @@ class Engine:
         self._over: list[tuple[Row, str]] = []  # resumed answers that were whole already
         self._recent_s = 1.0  # moving average of a request's time in a row
         self.counters = EngineCounters()
+        self.meter = Meter(clock)
 
     # --- any thread ---
 
@@ -165,6 +167,13 @@ class Engine:
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Raises InvalidEvent, PromptTooLong, UnknownAdapter, Conflict,
         Backpressure; then nothing was accepted."""
+        try:
+            self._accept(request)
+        except LedgerError as error:
+            self.meter.refused(error.slug)
+            raise
+
+    def _accept(self, request: GenerationRequest) -> None:
         check_request(
             request,
             max_len=self.max_len,
@@ -216,6 +225,7 @@ class Engine:
             "finished": self.counters.finished,
             "refused": self.counters.refused,
             "adapters": self.store.snapshot(),
+            "metrics": self.meter.snapshot(),
         }
 
     # --- the engine's thread ---
@@ -278,6 +288,7 @@ class Engine:
                 deltas.append(self._finish(row, ERROR, error=row.failure))
                 continue
             row.started = self._clock()
+            self.meter.started(row.started - row.submitted)
             self._rows.add(row)
 
     def _place(self, row: Row) -> bool:
@@ -300,6 +311,7 @@ class Engine:
 
     def _prefill(self, deltas: list[Delta]) -> None:
         """One chunk of prompt for the rows that are first in line."""
+        began = self._clock()
         lo = self._rows.decoding
         width = max(r.prefill_left for r in self._rows.all[lo:])
         width = min(width, self.config.prefill_chunk)
@@ -324,6 +336,7 @@ class Engine:
         for r, n in zip(rows, counts, strict=True):
             r.cached += n
             self.counters.prompt_tokens += n
+        self.meter.prefill(rows=len(rows), tokens=sum(counts), seconds=self._clock() - began)
         if not ends:
             return
         where = [wanted.index(counts[i] - 1) for i in ends]
@@ -334,6 +347,7 @@ class Engine:
 
     def _decode(self, deltas: list[Delta]) -> None:
         """One token for each row whose prompt is in the cache."""
+        began = self._clock()
         rows = self._rows.all[: self._rows.decoding]
         ids = torch.tensor([[r.output[-1]] for r in rows])
         positions = torch.tensor([[r.cached] for r in rows])
@@ -341,8 +355,11 @@ class Engine:
         for r in rows:
             r.cached += 1
         self.counters.decode_steps += 1
-        self.counters.mixed_steps += len({r.request.adapter_id for r in rows}) > 1
+        adapters = [r.request.adapter_id for r in rows]
+        self.counters.mixed_steps += len(set(adapters)) > 1
         self._end_rows(self._sample(logits[:, -1], rows, deltas), deltas)
+        form, seconds = self._working.last_form, self._clock() - began
+        self.meter.decode(adapters, form=form, seconds=seconds)
 
     def _forward(
         self, lo: int, hi: int, ids: Tensor, positions: Tensor, writes: Tensor, keep: Tensor | int
@@ -354,6 +371,7 @@ class Engine:
         """Draw a token for each row; returns those that ended with it."""
         tokens = choose(logits, [_draw_of(r) for r in rows])
         now = self._clock()
+        self._meter_tokens(rows, now)
         ended: list[Ended] = []
         for i, (r, token) in enumerate(zip(rows, tokens, strict=True)):
             r.output.append(token)
@@ -371,6 +389,13 @@ class Engine:
             else:
                 ended.append((r, reason, delta))
         return ended
+
+    def _meter_tokens(self, rows: Sequence[Row], now: float) -> None:
+        gaps = [now - r.last_token for r in rows if r.last_token is not None]
+        firsts = [now - r.submitted for r in rows if r.last_token is None]
+        for r in rows:
+            r.last_token = now
+        self.meter.tokens(now, gaps, firsts)
 
     def _take(self, r: Row, token: int, count: int) -> tuple[str, str | None]:
         """The text that `token`, the answer's `count`-th, makes certain, and why the answer ends
@@ -447,6 +472,14 @@ class Engine:
             ttft_s=None if r.first_token is None else r.first_token - r.submitted,
             total_s=now - r.submitted,
             error=error,
+        )
+        self.meter.finished(
+            r.request.adapter_id,
+            reason,
+            prompt_tokens=finish.prompt_tokens,
+            completion_tokens=len(r.output) - len(r.request.resume_ids),
+            ttft_s=finish.ttft_s,
+            total_s=finish.total_s,
         )
         return replace(last, finish=finish)
 

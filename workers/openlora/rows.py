@@ -33,6 +33,7 @@ class Row:
     output: list[int]
     started: float | None = None
     first_token: float | None = None
+    last_token: float | None = None
     pinned: bool = False
     cached: int = 0
     failure: LedgerError | None = None
