@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
@@ -32,13 +33,7 @@ COLUMNS = ["contribution", "title", "status", "held", "rows_count", "contributor
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """JSON Lines with `prompt` and `completion`, at least. Errors name the line."""
     rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidEvent(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -53,6 +48,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise InvalidEvent(f"{path.name} has no rows")
     return rows
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a JSON Lines file that hold anything, numbered from 1.
+
+    A line ends at a newline and nowhere else: strings of JSON may hold U+2028, U+2029 or U+0085 as
+    they are, where `str.splitlines` would cut them. Raises InvalidEvent for what is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidEvent(f"cannot read {path}: {error}") from error
+    yield from ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def salted(rows: list[dict[str, Any]]) -> list[DataRow]:

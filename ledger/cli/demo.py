@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -367,7 +367,7 @@ class Story:
                 httpx.stream("POST", url, json=body, headers=headers, timeout=120) as response,
             ):
                 if response.status_code == 200:
-                    for line in response.iter_lines():
+                    for line in event_lines(response.iter_bytes()):
                         _take(answer, line)
                     if "inference" in answer:
                         return answer
@@ -648,6 +648,15 @@ class Story:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.made, indent=1, default=str))
         temporary.replace(self.path)
+
+
+def event_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The whole lines of a stream of server-sent events, which end at a newline. httpx's own
+    `iter_lines` cuts at U+2028, too, which a model may say."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in lines)
 
 
 def _take(answer: dict[str, Any], line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ledger.cli.context import As, Json, client, err, out, print_json
-from ledger.cli.contributions import read_rows
+from ledger.cli.contributions import json_lines, read_rows
 from ledger.cli.runs import settings_from
 from ledger.config import load_settings
 from ledger.errors import InvalidEvent
@@ -102,13 +102,7 @@ def read_answers(path: Path) -> list[tuple[str, str]]:
     import json
 
     found = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidEvent(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(path):
         try:
             row = json.loads(line)
             pair = str(row["prompt"]), str(row.get("answer") or row["completion"])

@@ -340,7 +340,7 @@ def _need_free_port(host: str, port: int) -> None:
 def _last_reason(log: Path) -> str:
     """Why the process stopped, as `roles.main` logged it last."""
     with contextlib.suppress(OSError):
-        for line in reversed(log.read_text(errors="replace").splitlines()[-20:]):
+        for line in reversed(log.read_text(errors="replace").split("\n")[-20:]):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 return str(json.loads(line)["why"])
     return f"see {log}"

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from ledger.cli.contributions import read_rows, salted
+from ledger.cli.demo import event_lines
 from ledger.cli.demo_data import MIN_CONTRIBUTORS, from_file, standard_library
+from ledger.cli.evaluation import read_answers
 from ledger.cli.runs import settings_from
 from ledger.client import Client, load_key
 from ledger.config import load_settings
@@ -87,6 +89,29 @@ def test_a_bad_rows_file_is_named_by_line(tmp_path: Path, text: str, words: str)
     path.write_text(text)
     with pytest.raises(InvalidEvent, match=words):
         read_rows(path)
+
+
+ODD = "a\u2028b\u2029c\x85d"
+"""What `str.splitlines` takes for four lines, and JSON for one string."""
+
+
+def test_only_a_newline_ends_a_line_of_rows(tmp_path: Path) -> None:
+    row = json.dumps({"prompt": ODD, "completion": ODD}, ensure_ascii=False)
+    assert len(row.splitlines()) == 7
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(f"{row}\n\n{row}\r\n{row}".encode())
+    assert read_rows(path) == [{"prompt": ODD, "completion": ODD}] * 3
+    assert read_answers(path) == [(ODD, ODD)] * 3
+    path.write_bytes(f"{row}\n{{oops\n".encode())
+    with pytest.raises(InvalidEvent, match="line 2 is not JSON"):
+        read_rows(path)
+
+
+def test_only_a_newline_ends_a_line_of_events() -> None:
+    stream = f"data: {ODD}\n\ndata: [DONE]\n\ncut".encode()
+    for size in (1, 2, 3, 7, len(stream)):
+        chunks = [stream[at : at + size] for at in range(0, len(stream), size)]
+        assert list(event_lines(chunks)) == [f"data: {ODD}", "", "data: [DONE]", ""]
 
 
 def test_rows_are_salted_afresh_and_survive_the_blob(tmp_path: Path) -> None:
