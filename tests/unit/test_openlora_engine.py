@@ -277,6 +277,26 @@ def test_adapters_take_turns(base: LlamaForCausalLM, adapters: list[SavedAdapter
     assert order.index("late") <= 1
 
 
+def test_a_payer_s_flood_delays_another_by_a_turn(
+    base: LlamaForCausalLM, adapters: list[SavedAdapter]
+) -> None:
+    engine = engine_for(base, max_rows=2)
+    load(engine, *adapters)
+    flood = [
+        request(f"w{i}", f"a{i % 6}", prompt_of(3), max_tokens=5, payer="whale") for i in range(30)
+    ]
+    for r in flood:
+        engine.submit(r)
+    for _ in range(8):
+        engine.step()
+    engine.submit(request("minnow", "a0", prompt_of(3), max_tokens=5, payer="minnow"))
+    steps = 0
+    while not any(d.request_id == "minnow" and d.token_ids for d in engine.step()):
+        steps += 1
+    assert steps <= 5, "when the first of the rows that run is over it is next"
+    assert len(run(engine)) >= 20
+
+
 def test_a_request_for_a_full_set_of_slots_is_not_starved(
     base: LlamaForCausalLM, adapters: list[SavedAdapter]
 ) -> None:
@@ -308,6 +328,27 @@ def test_a_deadline_ends_waiting_and_running_requests(base: LlamaForCausalLM) ->
     assert last.finish is not None
     assert (last.request_id, last.finish.reason) == ("running", "deadline")
     assert not engine.has_work()
+
+
+def test_an_answer_ends_in_the_step_that_passes_its_deadline(
+    base: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    engine = engine_for(base)
+    engine._clock = lambda: now[0]
+    forward = engine._forward
+
+    def slow(*a: Any) -> torch.Tensor:
+        now[0] += 3.0
+        return forward(*a)
+
+    monkeypatch.setattr(engine, "_forward", slow)
+    engine.submit(request("r", None, prompt_of(3), max_tokens=100, timeout_s=5))
+    first, last = engine.step()
+    assert first.finish is None
+    assert last.finish is not None
+    assert last.finish.reason == "deadline", "the step ends at 6 s, and says so"
+    assert last.finish.completion_tokens == 2
 
 
 def test_retire_lets_the_running_answer_finish(

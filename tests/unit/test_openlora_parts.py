@@ -1,9 +1,16 @@
 """Sampling, text, the cost rule, the working set, chat and the asyncio driver."""
 
 import asyncio
+import contextlib
+import functools
 import itertools
+import math
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,6 +36,13 @@ from workers.openlora.engine import Engine, EngineConfig
 from workers.openlora.errors import UnknownAdapter
 from workers.openlora.layers import LoraContext, WorkingSet, dense_is_cheaper
 from workers.openlora.sampling import Draw, choose, uniform
+from workers.openlora.scheduler import (
+    MAX_PASSES,
+    MAX_RETRY_AFTER_S,
+    UNMEASURED_RETRY_S,
+    FairQueue,
+    Pace,
+)
 from workers.openlora.text import TextStream
 
 torch.set_num_threads(1)
@@ -75,6 +89,207 @@ def test_the_random_number_is_part_of_the_format() -> None:
 
 
 UNIFORM_42_0 = 0.22921179221249066
+
+
+# --- the queue ---
+
+
+@dataclass(eq=False)
+class Wait:
+    """A request of a simulated queue; it keeps its row for `cost` steps."""
+
+    payer: str
+    turn_key: str
+    cost: float = 1.0
+    deadline: float = math.inf
+
+
+def fill(queue: FairQueue[Wait], *items: Wait) -> None:
+    for item in items:
+        queue.push(item, retry_after_s=lambda n: n)
+
+
+def simulate(queue: FairQueue[Wait], rows: int, steps: int = 10_000) -> dict[Wait, int]:
+    """The step at which each waiting request got a row."""
+    running: dict[Wait, int] = {}
+    started: dict[Wait, int] = {}
+    for step in range(steps):
+        running = {w: end for w, end in running.items() if end > step}
+        while len(running) < rows:
+            w = queue.pop(lambda _: True)
+            if w is None:
+                break
+            started[w], running[w] = step, step + math.ceil(w.cost)
+        if not len(queue):
+            return started
+    raise AssertionError("somebody was never served")
+
+
+def test_a_flood_over_many_adapters_delays_another_payer_by_a_turn() -> None:
+    queue: FairQueue[Wait] = FairQueue(1024)
+    flood = [Wait("whale", f"a{i % 100}", cost=10) for i in range(500)]
+    fill(queue, *flood)
+    served = [queue.pop(lambda _: True) for _ in range(40)]
+    single = Wait("minnow", "a7", cost=10)
+    fill(queue, single)
+    assert queue.pop(lambda _: True) is single
+    assert all(w is not None and w.payer == "whale" for w in served)
+    assert len(simulate(queue, rows=4)) == 460, "and the flood is served in the end"
+
+
+def test_turns_are_counted_in_tokens() -> None:
+    """Equal demand, unequal requests: both payers get the same number of tokens."""
+    queue: FairQueue[Wait] = FairQueue(4096)
+    long = [Wait("long", "a", cost=90) for _ in range(60)]
+    short = [Wait("short", "b", cost=10) for _ in range(540)]
+    fill(queue, *long, *short)
+    tokens = {"long": 0.0, "short": 0.0}
+    for _ in range(300):
+        w = queue.pop(lambda _: True)
+        assert w is not None
+        tokens[w.payer] += w.cost
+        assert abs(tokens["long"] - tokens["short"]) <= 90
+
+
+def test_what_an_answer_really_took_is_settled() -> None:
+    """A payer that asks for much and gets little is not made to pay for it."""
+    queue: FairQueue[Wait] = FairQueue(4096)
+    fill(queue, *(Wait(p, "a", cost=100) for p in ("wary", "plain") for _ in range(300)))
+    turns = Counter[str]()
+    for _ in range(200):
+        w = queue.pop(lambda _: True)
+        assert w is not None
+        turns[w.payer] += 1
+        queue.settle(w, 25 if w.payer == "wary" else 100)
+    assert 3.5 <= turns["wary"] / turns["plain"] <= 4.5
+
+
+def test_who_comes_back_has_saved_nothing_up() -> None:
+    queue: FairQueue[Wait] = FairQueue(4096)
+    fill(queue, Wait("idle", "a", cost=5))
+    queue.pop(lambda _: True)
+    fill(queue, *(Wait("busy", "a", cost=5) for _ in range(400)))
+    for _ in range(100):
+        queue.pop(lambda _: True)
+    fill(queue, *(Wait("idle", "a", cost=5) for _ in range(100)))
+    next_20 = [queue.pop(lambda _: True) for _ in range(20)]
+    assert [w.payer for w in next_20 if w].count("idle") in (10, 11)
+
+
+def test_adapters_of_a_payer_take_turns_too() -> None:
+    queue: FairQueue[Wait] = FairQueue(64)
+    fill(queue, *(Wait("p", "hot", cost=9) for _ in range(20)), Wait("p", "cold", cost=9))
+    first = [queue.pop(lambda _: True) for _ in range(2)]
+    assert {w.turn_key for w in first if w} == {"hot", "cold"}
+
+
+def test_a_flood_leaves_a_share_of_the_queue_to_others() -> None:
+    queue: FairQueue[Wait] = FairQueue(120)
+    for payer, share in [("a", 60), ("b", 40), ("c", 20)]:  # c finds what a and b left
+        held = 0
+        with contextlib.suppress(Backpressure):
+            for _ in range(200):
+                fill(queue, Wait(payer, "x"))
+                held += 1
+        assert held == share
+    with pytest.raises(Backpressure) as refused:
+        fill(queue, Wait("a", "x"))
+    assert refused.value.detail["code"] == "queue_full"
+    alone: FairQueue[Wait] = FairQueue(5)
+    fill(alone, *(Wait("", "x") for _ in range(5)))  # nobody in particular has it all
+    small: FairQueue[Wait] = FairQueue(1)
+    fill(small, Wait("a", "x"))
+    with pytest.raises(Backpressure):
+        fill(small, Wait("b", "x"))
+
+
+def test_a_payer_over_its_share_hears_when_its_own_turn_comes() -> None:
+    queue: FairQueue[Wait] = FairQueue(100)
+    fill(queue, *(Wait("small", "x") for _ in range(3)), *(Wait("big", "x") for _ in range(33)))
+    with pytest.raises(Backpressure) as refused:
+        fill(queue, Wait("big", "x"))
+    assert refused.value.detail["code"] == "payer_queue_full"
+    assert refused.value.retry_after_s == 36, "everyone waiting now is served before"
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_nobody_starves_whatever_cannot_be_placed(data: st.DataObject) -> None:
+    """Others may pass one that cannot be placed MAX_PASSES times out of turn, then they wait."""
+    queue: FairQueue[Wait] = FairQueue(1000)
+    fill(queue, stuck := Wait("p", "cold"))
+    passed = 0
+    for _ in range(60):
+        fill(queue, Wait(data.draw(st.sampled_from("pqr")), data.draw(st.sampled_from("xyz"))))
+        got = queue.pop(lambda w: w is not stuck)
+        passed += got is not None
+    assert passed <= 3 * (MAX_PASSES + 1), "three payers, each in its turn"
+    assert queue.pop(lambda w: w is not stuck) is None
+    assert queue.pop(lambda _: True) is stuck
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["push", "pop", "take", "settle"]),
+            st.sampled_from("pqr"),
+            st.sampled_from("xyz"),
+            st.integers(1, 50),
+        ),
+        max_size=80,
+    )
+)
+@settings(max_examples=80, deadline=None)
+def test_the_queue_loses_and_invents_nobody(script: list[tuple[str, str, str, int]]) -> None:
+    queue: FairQueue[Wait] = FairQueue(30)
+    waiting: list[Wait] = []
+    gone: list[Wait] = []
+    for action, payer, key, cost in script:
+        if action == "push":
+            item = Wait(payer, key, cost=cost, deadline=cost)
+            with contextlib.suppress(Backpressure):
+                fill(queue, item)
+                waiting.append(item)
+        elif action == "pop":
+            keep = functools.partial(_other_key, key)
+            got = queue.pop(keep)
+            if got is not None:
+                earlier = [w for w in waiting if (w.payer, w.turn_key) == (got.payer, got.turn_key)]
+                assert earlier[0] is got, "first in, first out in its line"
+                waiting.remove(got)
+                gone.append(got)
+        elif action == "take":
+            late = [w for w in waiting if w.deadline <= cost]
+            assert queue.overdue(cost) or not late
+            taken = queue.take(functools.partial(_late, cost))
+            assert set(map(id, taken)) == set(map(id, late))
+            waiting = [w for w in waiting if w not in late]
+        elif gone:
+            queue.settle(gone[-1], cost)
+        assert len(queue) == len(waiting)
+        assert queue.payers == len({w.payer for w in waiting})
+    while (got := queue.pop(lambda _: True)) is not None:
+        waiting.remove(got)
+    assert not waiting
+
+
+def _other_key(key: str, w: Wait) -> bool:
+    return w.turn_key != key
+
+
+def _late(now: float, w: Wait) -> bool:
+    return w.deadline <= now
+
+
+def test_retry_after_is_the_measured_pace() -> None:
+    pace = Pace()
+    assert pace.wait_s(10, busy_s=3.0) == UNMEASURED_RETRY_S
+    for i in range(1, 201):
+        pace.ended(i * 0.5)
+    assert pace.wait_s(10, busy_s=100.0) == 5
+    assert pace.wait_s(1, busy_s=100.0) == 1
+    assert pace.wait_s(10_000, busy_s=100.0) == MAX_RETRY_AFTER_S
+    assert pace.wait_s(10, busy_s=132.0) == 10, "an engine that stalls has a slower pace"
 
 
 # --- text ---
@@ -317,6 +532,27 @@ def test_refusals_reach_the_caller(base: LlamaForCausalLM) -> None:
             await first
         with pytest.raises(ComputeError):
             await anext(serving.generate(request("d", None, prompt_of(3))))
+
+    asyncio.run(main())
+
+
+def test_a_disk_that_hangs_does_not_outlast_the_deadline(
+    base: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    saved = save_adapter(base, tmp_path, "a0")
+
+    async def main() -> None:
+        async with AsyncEngine(engine_for(base)) as serving:
+            await serving.load_adapter(saved.name, saved.path, saved.sha256)
+            release = threading.Event()
+            serving.engine.store.warm = lambda _: release.wait(10)  # type: ignore[assignment,method-assign]
+            began = time.monotonic()
+            slow = request("r", "a0", prompt_of(4), max_tokens=100, timeout_s=0.05)
+            [last] = [d async for d in serving.generate(slow)]
+            assert last.finish is not None
+            assert last.finish.reason == "deadline"
+            assert time.monotonic() - began < 5
+            release.set()
 
     asyncio.run(main())
 

@@ -7,10 +7,12 @@ thread: publishing does not pause running answers. Knows neither Ray nor HTTP.
 """
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from workers.openlora.engine import Delta, Engine, GenerationRequest
 
 IDLE_WAIT_S = 1.0
 """The thread looks around at least this often; submissions wake it at once."""
+TICK_S = 1e-6
+"""The timeout of a request whose time is over before it is submitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,7 @@ class AsyncEngine:
         place. Closing the iterator cancels the request: a reader that may leave early wraps it in
         `contextlib.aclosing`, as Python closes an abandoned iterator only when it collects it.
         """
-        if request.adapter_id is not None:  # a cold adapter is read before it takes a turn
-            await asyncio.to_thread(self._engine.store.warm, request.adapter_id)
+        request = await self._warmed(request)
         queue: asyncio.Queue[Delta] = asyncio.Queue()
         reader = _Reader(loop=asyncio.get_running_loop(), queue=queue)
         with self._lock:  # one piece with `stop`: what is submitted here is ended there
@@ -93,6 +96,25 @@ class AsyncEngine:
                 self._readers.pop(request.request_id, None)
             if not finished:
                 self.cancel(request.request_id)
+
+    async def _warmed(self, request: GenerationRequest) -> GenerationRequest:
+        """Read a cold adapter before it takes a turn; the time that takes is the request's own.
+
+        A disk that does not answer in time leaves a request that ends at its deadline, in the
+        engine as all do.
+        """
+        if request.adapter_id is None:
+            return request
+        began = time.monotonic()
+        reading = asyncio.to_thread(self._engine.store.warm, request.adapter_id)
+        if request.timeout_s is None:
+            await reading
+            return request
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reading, max(request.timeout_s, 0))
+        left = request.timeout_s - (time.monotonic() - began)
+        # At least a tick, for what is not above 0 was refused when it was asked for.
+        return replace(request, timeout_s=left if request.timeout_s <= 0 else max(left, TICK_S))
 
     def cancel(self, request_id: str) -> bool:
         """End a request at the next step; its stream closes with finish reason `cancelled`."""

@@ -48,7 +48,7 @@ from workers.openlora.requests import (
 )
 from workers.openlora.rows import Row, Rows
 from workers.openlora.sampling import MAX_SEED, Draw, TokenLogprob, choose, logprobs
-from workers.openlora.scheduler import FairQueue
+from workers.openlora.scheduler import FairQueue, Pace
 from workers.openlora.slots import AdapterStore, SlotTensors, storage_like
 from workers.openlora.text import TextStream
 
@@ -71,6 +71,9 @@ __all__ = [
 ]
 
 log = structlog.get_logger(__name__)
+
+FIRST_GUESS_TOKENS = 64.0
+"""How long an answer is taken to be while none has ended."""
 
 Ended = tuple[Row, str, Delta]
 """A row that is over, its finish reason, and the delta of its last token."""
@@ -138,7 +141,9 @@ class Engine:
         self._live: dict[str, Row] = {}
         self._cancelled: set[str] = set()
         self._over: list[tuple[Row, str]] = []  # resumed answers that were whole already
-        self._recent_s = 1.0  # moving average of a request's time in a row
+        self._pace = Pace()
+        self._busy_s = 0.0  # time spent in `step`
+        self._typical = FIRST_GUESS_TOKENS  # moving average of an answer's length
         self.counters = EngineCounters()
         self.meter = Meter(clock)
 
@@ -187,7 +192,7 @@ class Engine:
                 if request.request_id in self._live:
                     raise Conflict(f"request {request.request_id!r} is being answered already")
                 if over is None:
-                    self._queue.push(row, retry_after_s=self._retry_after_s())
+                    self._queue.push(row, retry_after_s=self._retry_after_s)
                 else:
                     self._over.append((row, over))
                 self._live[request.request_id] = row
@@ -236,6 +241,7 @@ class Engine:
         An iteration that fails (out of memory, our own mistake) ends every request with
         ComputeError and leaves an empty engine that goes on serving.
         """
+        began = self._clock()
         deltas: list[Delta] = []
         try:
             with torch.inference_mode():
@@ -251,6 +257,7 @@ class Engine:
                 ComputeError(f"the serving engine failed ({type(e).__name__}); retry the request")
             )
         self.counters.steps += 1
+        self._busy_s += self._clock() - began
         return deltas
 
     def fail_all(self, error: LedgerError) -> list[Delta]:
@@ -273,7 +280,8 @@ class Engine:
             return CANCELLED if r.request_id in cancelled else DEADLINE
 
         deltas += [self._finish(r, why) for r, why in over]
-        deltas += [self._finish(r, reason(r)) for r in self._queue.take(ended)]
+        if cancelled or self._queue.overdue(now):
+            deltas += [self._finish(r, reason(r)) for r in self._queue.take(ended)]
         for at in range(len(self._rows) - 1, -1, -1):
             if ended(self._rows.all[at]):
                 r = self._rows.end(at)
@@ -285,6 +293,7 @@ class Engine:
             if row is None:
                 return
             if row.failure is not None:
+                self._queue.settle(row, 0)
                 deltas.append(self._finish(row, ERROR, error=row.failure))
                 continue
             row.started = self._clock()
@@ -378,6 +387,8 @@ class Engine:
             r.first_token = now if r.first_token is None else r.first_token
             self.counters.completion_tokens += 1
             text, reason = self._take(r, token, len(r.output))
+            if reason is None and now >= r.deadline:
+                reason = DEADLINE
             if reason is not None and r.stream is not None:
                 text += r.stream.finish()
             logs: tuple[TokenLogprob, ...] = ()
@@ -412,16 +423,20 @@ class Engine:
         """Holds the adapter from here on. Raises UnknownAdapter."""
         entry = None if request.adapter_id is None else self.store.acquire(request.adapter_id)
         now = self._clock()
+        limit = answer_limit(request, self.max_len)
+        prefill = request.prompt_ids + request.resume_ids
+        answer = min(limit - len(request.resume_ids), self._typical)
         return Row(
             request=request,
             entry=entry,
             stream=TextStream(self.tokenizer, request.stop) if self.tokenizer else None,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-            limit=answer_limit(request, self.max_len),
+            limit=limit,
             submitted=now,
             deadline=now + (math.inf if request.timeout_s is None else request.timeout_s),
-            prefill=request.prompt_ids + request.resume_ids,
+            prefill=prefill,
             output=list(request.resume_ids),
+            cost=len(prefill) + answer,
         )
 
     def _replay(self, row: Row) -> str | None:
@@ -458,7 +473,7 @@ class Engine:
                 self.store.unpin(r.entry)
             self.store.release(r.entry)
         if r.started is not None:
-            self._recent_s += 0.1 * ((now - r.started) - self._recent_s)
+            self._settle(r)
         self.counters.finished += 1
         if last is None:
             text = r.stream.finish() if r.stream is not None else ""
@@ -483,10 +498,16 @@ class Engine:
         )
         return replace(last, finish=finish)
 
-    def _retry_after_s(self) -> int:
-        """How long the queue would take at the present pace, rounded up to whole seconds."""
-        waves = len(self._queue) / self.config.max_rows
-        return max(1, min(60, math.ceil(waves * self._recent_s)))
+    def _settle(self, r: Row) -> None:
+        """A row is over: what it really took goes to its payer's account and into the pace."""
+        made = len(r.output) - len(r.request.resume_ids)
+        self._queue.settle(r, r.cached + made)
+        self._typical += 0.1 * (made - self._typical)
+        self._pace.ended(self._busy_s)
+
+    def _retry_after_s(self, requests: int) -> int:
+        """How long so many requests take to get their turn, at the measured pace."""
+        return self._pace.wait_s(requests, self._busy_s)
 
 
 def _draw_of(r: Row) -> Draw:

@@ -24,7 +24,8 @@ class EngineConfig:
 
     max_rows: int = 32
     max_len: int = 1024
-    max_queue: int = 256
+    max_queue: int = 512
+    """Most requests that wait, of all payers; each payer has a share of it (see `scheduler`)."""
     prefill_chunk: int = 256
     """Most prompt tokens of one row per step: bounds how long running rows wait."""
     prefill_tokens: int = 1024

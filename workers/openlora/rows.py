@@ -31,6 +31,8 @@ class Row:
     prefill: tuple[int, ...]
     """What is read before the first new token: the prompt, and what was answered elsewhere."""
     output: list[int]
+    cost: float = 1.0
+    """Tokens it is expected to take, by which its payer's turn is counted."""
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -43,7 +45,11 @@ class Row:
         return self.request.request_id
 
     @property
-    def turn_key(self) -> object:
+    def payer(self) -> str:
+        return self.request.payer
+
+    @property
+    def turn_key(self) -> AdapterEntry | None:
         return self.entry
 
     @property
