@@ -565,6 +565,7 @@ def evaluation(
     from workers.evaluation.world import rows_from
     from workers.training.config import TrainingConfig
 
+    options = Options(**amounts)  # first of all: a slip must not cost a fetched run
     path = base or (Path(settings.base_model) if settings.base_model else models.BUNDLED)
     if run is not None:
         client, name = run
@@ -583,7 +584,7 @@ def evaluation(
         rows=rows,
         base_path=path,
         config=TrainingConfig.from_dict(recipe),
-        options=Options(**amounts),
+        options=options,
         title=f"{title}, base model {path.name}.",
         out=out.absolute(),
         queries=[Query(prompt=prompt, answer=answer) for prompt, answer in answers],

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ledger.client import Client
-from ledger.errors import Conflict, InvalidEvent
+from ledger.errors import Conflict, InvalidEvent, TooLarge
 from workers import base_model, ray_cluster
 from workers.attribution.index import IndexedRow
 from workers.evaluation import harness, report
@@ -29,8 +29,8 @@ from workers.evaluation.fidelity import fidelity
 from workers.evaluation.harness import Bench, Job, Options
 from workers.evaluation.payout import payout, small_world
 from workers.evaluation.planted import planted
-from workers.evaluation.retrain import Query
-from workers.evaluation.world import draw
+from workers.evaluation.retrain import MAX_QUERIES, Query
+from workers.evaluation.world import World, draw
 from workers.training.config import TrainingConfig
 
 TASK_RETRIES = 4
@@ -40,7 +40,11 @@ PARTS = ("fidelity", "payout", "canaries", "costs")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to evaluate. `queries` replaces the drawn ones for LDS."""
+    """What to evaluate. `queries` replaces the drawn ones for LDS.
+
+    Raises InvalidEvent for an unknown part, too many queries and rows that give no world: all that
+    can be known to be senseless before Ray starts and anything is trained.
+    """
 
     rows: Sequence[IndexedRow]
     base_path: Path
@@ -51,15 +55,31 @@ class Request:
     queries: Sequence[Query] = ()
     parts: Sequence[str] = PARTS
 
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.parts) - set(PARTS))
+        if unknown:
+            raise InvalidEvent(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        if len(self.queries) > MAX_QUERIES:
+            raise TooLarge(f"{len(self.queries)} answers; expected at most {MAX_QUERIES=}")
+        self.worlds()
+
+    def worlds(self) -> tuple[World, World | None]:
+        """What is trained on: for every part but `payout`, and, where that is asked for, for it."""
+        world = draw(
+            self.rows,
+            count=self.options.rows,
+            held_out=self.options.queries,
+            per_contributor=self.options.per_contributor,
+            seed=self.options.seed,
+        )
+        return world, small_world(self.rows, self.options) if "payout" in self.parts else None
+
 
 def evaluate(request: Request, deal: harness.Dealer, tell: harness.Report) -> dict[str, Any]:
     """Measure every part, write the three files into `out`, and return what results.json holds.
 
     Results are written after each part: an evaluation that ends early has shown what it knew.
     """
-    unknown = sorted(set(request.parts) - set(PARTS))
-    if unknown:
-        raise InvalidEvent(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     # This process attributes while its tasks train: more threads than one fight them for the cores.
     torch.set_num_threads(request.config.threads)
     options, missing = request.options, dict[str, str]()
@@ -79,13 +99,7 @@ def evaluate(request: Request, deal: harness.Dealer, tell: harness.Report) -> di
         "training_seeds": options.seeds,
         "missing": missing,
     }
-    world = draw(
-        request.rows,
-        count=options.rows,
-        held_out=options.queries,
-        per_contributor=options.per_contributor,
-        seed=options.seed,
-    )
+    world, small = request.worlds()
     scratch = request.out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed evaluation left
     try:
@@ -93,8 +107,7 @@ def evaluate(request: Request, deal: harness.Dealer, tell: harness.Report) -> di
             found = fidelity(bench, world, options, scratch, missing, request.queries)
             results["fidelity"] = report.fidelity_json(found)
             report.write(results, request.out)
-        if "payout" in request.parts:
-            small = small_world(request.rows, options)
+        if small is not None:
             paid = payout(bench, small, options, scratch, missing)
             results["payout"] = report.payout_json(paid)
             report.write(results, request.out)

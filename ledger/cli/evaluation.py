@@ -49,7 +49,7 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Training setting.")
     ] = None,
-    cpus: Annotated[int | None, typer.Option(help="Retrainings at a time.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Retrainings at a time.")] = None,
     who: As = "me",
     as_json: Json = False,
 ) -> None:

@@ -5,12 +5,15 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ledger.errors import InvalidEvent
+from ledger import bootstrap
+from ledger.config import Settings
+from ledger.errors import InvalidEvent, TooLarge
 from workers import base_model
 from workers.attribution.gradients import loss_sums
 from workers.attribution.query import encode_answer
@@ -247,8 +250,56 @@ def test_an_evaluation_without_answers_or_with_unknown_methods_is_refused(trial:
         replace(trial, queries=())
     with pytest.raises(InvalidEvent, match="no method nonsense"):
         harness.Options(methods=("nonsense",))
-    with pytest.raises(InvalidEvent, match="subsets"):
-        harness.Options(subsets=2)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "words"),
+    [
+        ({"subsets": 0}, "subsets is 0; expected 3 to 4096"),
+        ({"subsets": 2}, "subsets is 2"),
+        ({"subsets": 4_097}, "subsets is 4097"),
+        ({"queries": 0}, "queries is 0"),
+        ({"queries": 1_639}, "queries is 1639; expected 1 to 1638"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"rows": 7}, "rows is 7; expected 8 to"),
+        ({"coalitions": 0}, "coalitions is 0"),
+        ({"players": 1}, "players is 1; expected 2 to"),
+        ({"canaries": -1}, "canaries is -1"),
+        ({"seed": -1}, "seed is -1; expected 0 to"),
+    ],
+)
+def test_senseless_amounts_are_refused_before_anything_is_trained(
+    amounts: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidEvent, match=words) as refused:
+        evaluation(tmp_path, amounts)
+    assert refused.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_measured_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    alone = {"one": [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(40)]}
+    with pytest.raises(InvalidEvent, match="MIN_PLAYERS"):
+        evaluation(tmp_path, {}, texts=alone)
+    with pytest.raises(InvalidEvent, match="MIN_ROWS"):
+        evaluation(tmp_path, {}, texts={"one": alone["one"][:7]})
+    with pytest.raises(InvalidEvent, match="no part lds"):
+        evaluation(tmp_path, {}, parts=["lds"])
+    with pytest.raises(TooLarge, match="MAX_QUERIES"):
+        evaluation(tmp_path, {}, answers=[("p", "c")] * 4_097)
+    assert not (tmp_path / "out").exists()
+
+
+def evaluation(tmp_path: Path, amounts: dict[str, int], **more: Any) -> Any:
+    """As the command asks for it; this starts a Ray unless it is refused."""
+    settings = Settings(home=tmp_path / "home")  # type: ignore[call-arg]
+    asked: dict[str, Any] = {"texts": TEXTS, "answers": [], "parts": [], **more}
+    return bootstrap.evaluation(
+        settings, **asked, run=None, base=None, recipe={}, amounts=amounts, out=tmp_path / "out",
+        cpus=1, tell=lambda *_: None,
+    )  # fmt: skip
 
 
 def test_without_matplotlib_there_is_no_plot_and_no_failure(

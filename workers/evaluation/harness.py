@@ -27,22 +27,43 @@ from ledger.errors import InvalidEvent
 from workers import base_model
 from workers.attribution.index import file_sha256
 from workers.evaluation import lds, retrain
+from workers.evaluation.canaries import MAX_CANARIES
 from workers.evaluation.kept import kept
 from workers.evaluation.methods import METHODS
-from workers.evaluation.retrain import Query, Trial, Unit
+from workers.evaluation.retrain import MAX_QUERIES, Query, Trial, Unit
 from workers.evaluation.scene import NotInstalled, Scene
-from workers.evaluation.world import World
-from workers.training.config import TrainingConfig
-from workers.training.trainer import ADAPTER_FILE
+from workers.evaluation.subsets import MAX_COALITIONS, MAX_SUBSETS, MIN_PLAYERS
+from workers.evaluation.world import MIN_ROWS, World
+from workers.training.config import MAX_SEED, TrainingConfig
+from workers.training.trainer import ADAPTER_FILE, MAX_ROWS
 
 Floats = NDArray[np.float64]
 Scores = dict[str, Floats]
 """Method -> (queries, rows)."""
 
+MAX_SEEDS = 64
+MAX_PLAYERS = 1_000
+MAX_HELD_OUT = 2 * MAX_QUERIES // 5
+"""Held-out rows: each is asked about twice, and half as many recalled ones are."""
+
+_LIMITS = {
+    "subsets": (lds.MIN_SUBSETS, MAX_SUBSETS),
+    "queries": (1, MAX_HELD_OUT),
+    "seeds": (1, MAX_SEEDS),
+    "rows": (MIN_ROWS, MAX_ROWS),
+    "per_contributor": (1, MAX_ROWS),
+    "coalitions": (1, MAX_COALITIONS),
+    "players": (MIN_PLAYERS, MAX_PLAYERS),
+    "rows_per_player": (2, MAX_ROWS),
+    "canaries": (1, MAX_CANARIES),
+    "seed": (0, MAX_SEED - 1),
+}
+"""Least and most of every amount: what lies outside is refused before anything is trained."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure, and how much of it."""
+    """What to measure, and how much of it. Raises InvalidEvent for an amount outside its limits."""
 
     subsets: int = 32
     queries: int = 24
@@ -63,10 +84,9 @@ class Options:
         unknown = sorted(set(self.methods) - METHODS.keys())
         if unknown:
             raise InvalidEvent(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
-        if self.subsets and self.subsets < lds.MIN_SUBSETS:
-            raise InvalidEvent(f"{self.subsets} subsets; expected {lds.MIN_SUBSETS} or more, or 0")
-        if self.seeds < 1 or self.queries < 1:
-            raise InvalidEvent("an evaluation needs at least one training seed and one query")
+        for name, (least, most) in _LIMITS.items():
+            if not least <= (given := getattr(self, name)) <= most:
+                raise InvalidEvent(f"{name} is {given}; expected {least} to {most}")
 
 
 @dataclass(frozen=True, kw_only=True)

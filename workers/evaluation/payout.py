@@ -10,22 +10,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ledger.errors import InvalidEvent
 from workers.attribution.index import IndexedRow
 from workers.attribution.query import conclude, sketch_answer
 from workers.evaluation import lds, shapley
 from workers.evaluation.harness import UNASKED, Bench, Options, ask, scene_of, score
 from workers.evaluation.methods import index_of
 from workers.evaluation.retrain import Unit
-from workers.evaluation.subsets import coalitions, rows_of
+from workers.evaluation.subsets import MIN_PLAYERS, coalitions, rows_of
 from workers.evaluation.world import World, draw
 
 Floats = NDArray[np.float64]
 
 
 def small_world(rows: Sequence[IndexedRow], options: Options) -> World:
-    """The world of the payout game: few players, whose every coalition trains in seconds."""
+    """The world of the payout game: few players, whose every coalition trains in seconds.
+
+    Raises InvalidEvent for rows of one contributor alone, and what `draw` raises.
+    """
     asked = options.players
-    return draw(
+    world = draw(
         rows,
         count=options.players * options.rows_per_player - asked,
         held_out=asked,
@@ -33,6 +37,12 @@ def small_world(rows: Sequence[IndexedRow], options: Options) -> World:
         contributors=options.players,
         seed=options.seed + 1,
     )
+    if len(world.contributors) < MIN_PLAYERS:
+        raise InvalidEvent(
+            f"the payout game needs rows of MIN_PLAYERS = {MIN_PLAYERS} contributors or more: give "
+            "more data, or measure the other parts alone"
+        )
+    return world
 
 
 @dataclass(frozen=True, kw_only=True)

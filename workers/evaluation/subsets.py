@@ -12,6 +12,7 @@ from ledger.errors import InvalidEvent
 
 MAX_SUBSETS = 4_096
 MAX_COALITIONS = 4_096
+MIN_PLAYERS = 2
 
 Subset = tuple[int, ...]
 """Row numbers, ascending."""
@@ -40,7 +41,7 @@ def coalitions(players: int, count: int, *, seed: int) -> list[frozenset[int]]:
     (Covert & Lee, arXiv:2012.01536). Sizes are drawn by the kernel's mass, 1 / (size * (players -
     size)). Raises InvalidEvent for fewer than two players.
     """
-    if players < 2:
+    if players < MIN_PLAYERS:
         raise InvalidEvent("one contributor alone gets everything: there is nothing to share")
     if not 1 <= count <= MAX_COALITIONS:
         raise InvalidEvent(f"{count} coalitions; expected 1 to MAX_COALITIONS = {MAX_COALITIONS}")
