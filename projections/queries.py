@@ -335,11 +335,13 @@ class Queries(ConsentQueries):
         return found
 
     def pending_attributions(self, *, limit: int = 100) -> list[Found]:
-        """Inferences that wait for attribution, oldest first, with the run of their adapter."""
+        """Inferences that wait for attribution, oldest first, with the run of their adapter. Those
+        that broke off paid nothing and wait for nobody."""
         return self._all(
             "SELECT i.*, a.run FROM projections.inferences AS i"
             " JOIN projections.adapters AS a USING (adapter)"
-            ' WHERE i.attribution_index IS NULL ORDER BY i."index" LIMIT %s',
+            " WHERE i.attribution_index IS NULL AND i.finish_reason <> 'interrupted'"
+            ' ORDER BY i."index" LIMIT %s',
             _page(limit),
         )
 

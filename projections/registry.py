@@ -18,7 +18,7 @@ from ledger.ports import Key, Rows
 from projections import balances, catalogue, consent, lineage, payouts, usage
 from projections.base import ANOMALIES, Projection, Table, anomaly
 
-FOLDS_VERSION = 2
+FOLDS_VERSION = 3
 
 PROJECTIONS: tuple[Projection, ...] = (
     balances.PROJECTION,

@@ -1,7 +1,8 @@
 """What was asked and answered: inferences, attributions, counters; anchored checkpoints. Pure.
 
-Counters of fees count what was charged and posted, not what an inference announced. Prompts and
-answers are not here: an event holds only their commitments.
+Counters of fees count what was charged and posted, not what an inference announced. An answer that
+broke off (`finish_reason` INTERRUPTED) is listed, and counted nowhere. Prompts and answers are not
+here: an event holds only their commitments.
 """
 
 from ledger.domain.envelope import Entry
@@ -9,6 +10,7 @@ from ledger.ports import Key, Rows
 from projections.balances import POOLS
 from projections.base import Projection, anomaly, change, table
 
+INTERRUPTED = "interrupted"
 INFERENCES = table(
     "inferences",
     key="inference:text",
@@ -37,22 +39,31 @@ ANCHORS = table(
 _COPIED = (
     "adapter", "consumer", "prompt_commitment", "output_commitment", "transcript_sha256",
     "prompt_tokens", "completion_tokens", "max_tokens", "seed", "temperature_ppm", "top_p_ppm",
-    "finish_reason",
 )  # fmt: skip
 
 
-def _inferred(rows: Rows, entry: Entry) -> None:
+def _listed(rows: Rows, entry: Entry, finish_reason: str, fee_wei: int) -> None:
     body = entry.envelope.body
     row = {
         **{field: body[field] for field in _COPIED},
         "index": entry.index,
         "at": entry.recorded_at,
         "operator": entry.envelope.actor,
-        "fee_wei": int(body["fee_wei"]),
+        "finish_reason": finish_reason,
+        "fee_wei": fee_wei,
         "fee_index": None,
         "attribution_index": None,
     }
     rows.put(INFERENCES.name, (body["inference"],), row)
+
+
+def _interrupted(rows: Rows, entry: Entry) -> None:
+    _listed(rows, entry, INTERRUPTED, 0)
+
+
+def _inferred(rows: Rows, entry: Entry) -> None:
+    body = entry.envelope.body
+    _listed(rows, entry, body["finish_reason"], int(body["fee_wei"]))
     tokens = {field: body[field] for field in ("prompt_tokens", "completion_tokens")}
     _count(rows, ADAPTER_USAGE.name, body["adapter"], inferences=1, **tokens)
     _count(rows, CONSUMER_USAGE.name, body["consumer"], inferences=1, **tokens)
@@ -127,6 +138,7 @@ PROJECTION = Projection(
     tables=(INFERENCES, ATTRIBUTIONS, SHARES, ADAPTER_USAGE, CONSUMER_USAGE, ANCHORS),
     folds={
         "inference.recorded": _inferred,
+        "inference.interrupted": _interrupted,
         "fee.charged": _charged,
         "attribution.recorded": _attributed,
         "checkpoint.anchored": _anchored,

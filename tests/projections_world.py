@@ -167,6 +167,16 @@ class World:
         )  # fmt: skip
         return inference
 
+    def interrupt(self, consumer: str, adapter: str) -> str:
+        inference = self.new_id()
+        self.add(
+            "inference.interrupted", OPERATOR, inference=inference, adapter=adapter,
+            consumer=consumer, prompt_commitment=HASH, output_commitment=HASH,
+            transcript_sha256=HASH, prompt_tokens=11, completion_tokens=2, max_tokens=64, seed=0,
+            temperature_ppm=0, top_p_ppm=1_000_000, reason="crashed",
+        )  # fmt: skip
+        return inference
+
     def charge(
         self, consumer: str, adapter: str, inference: str, owner: str, amount_wei: int
     ) -> int:

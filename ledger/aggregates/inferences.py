@@ -24,7 +24,8 @@ from ledger.errors import Conflict, InvalidEvent, NotFound, PaymentRequired
 
 @dataclass(frozen=True, kw_only=True)
 class Inference(Aggregate):
-    """One answer: recorded by the operator, attributed once by a worker."""
+    """One answer: recorded by the operator, attributed once by a worker. Or recorded as broken off
+    by a fault of ours: that costs nothing, so there is nothing to attribute."""
 
     kind: ClassVar[str] = "inference"
 
@@ -32,14 +33,18 @@ class Inference(Aggregate):
     consumer: str
     fee_wei: int
     attributed: bool = False
+    interrupted: bool = False
 
     @classmethod
     def decide(cls, state: Self | None, event: Envelope, world: World) -> None:
         body = event.body
         adapter = need(world, Adapter, body["adapter"])
-        if event.type == "inference.recorded":
+        if event.type != "attribution.recorded":
             need_role(world, event, OPERATOR)
             refuse_existing(state, f"inference {body['inference']}")
+        if event.type == "inference.interrupted":
+            return
+        if event.type == "inference.recorded":
             fee = fee_wei(
                 body["prompt_tokens"],
                 body["completion_tokens"],
@@ -51,6 +56,8 @@ class Inference(Aggregate):
             return
         need_role(world, event, WORKER)
         state = need_state(state, f"inference {body['inference']}")
+        if state.interrupted:
+            raise Conflict("this answer broke off and cost nothing: nobody is paid for it")
         if state.attributed:
             raise Conflict("this inference is attributed already")
         if body["adapter"] != state.adapter or body["run"] != adapter.run:
@@ -67,9 +74,16 @@ class Inference(Aggregate):
                 id=id,
                 adapter=body["adapter"],
                 consumer=body["consumer"],
-                fee_wei=int(body["fee_wei"]),
+                fee_wei=int(body.get("fee_wei", "0")),
+                interrupted=event.type == "inference.interrupted",
             )
         return replace(state, attributed=True)
+
+
+def inference_id(log: str, consumer: str, *nonce: object) -> UUID:
+    """Of an answer, and of the event that records it. A function of what it stands for, so of
+    version 5: the consumer learns it with the first token, and could take any other id first."""
+    return derived_id("inference", log, consumer, *nonce)
 
 
 def fee_event_id(log: str, inference: str) -> UUID:
@@ -113,6 +127,8 @@ class Account(Aggregate):
         if not world.is_new(Inference, body["inference"]):
             # So the policy in force at the inference's index is the one in force now.
             raise Conflict("a fee is charged in the append that records its inference")
+        if inference.interrupted:
+            raise Conflict("an answer that broke off costs nothing, not even a fee of 0")
         if (inference.consumer, inference.adapter, inference.fee_wei) != (
             body["account"],
             body["adapter"],

@@ -34,6 +34,7 @@ MAX_INTEGER = 2**53 - 1
 ROLES = ("worker", "operator", "governance")
 HOLD_REASONS = ("junk", "stuffing", "duplicate", "dispute", "other")
 ON_WITHDRAWAL = ("keep", "retire")
+INTERRUPTIONS = ("crashed", "failed", "unpaid")
 
 # SPDX identifiers that a datanet may carry: licences that allow training and redistribution of
 # derived weights. https://spdx.org/licenses/
@@ -160,6 +161,20 @@ _on_chain = {"chain_id": integer(1), "contract": _address, **_tx}
 _contribution = {"contribution": _uuid, "datanet": _uuid}
 _contribution_refs = {"contribution": "contribution", "datanet": "datanet"}
 _row = {**_contribution, "row": integer(0, MAX_ROWS_PER_CONTRIBUTION - 1)}
+_answer: Mapping[str, Check] = {
+    "inference": _uuid,
+    "adapter": _uuid,
+    "consumer": _actor,
+    "prompt_commitment": _hash,
+    "output_commitment": _hash,
+    "transcript_sha256": _hash,
+    "prompt_tokens": integer(0, MAX_TOKENS),
+    "completion_tokens": integer(0, MAX_TOKENS),
+    "max_tokens": integer(1, MAX_TOKENS),
+    "seed": integer(0),
+    "temperature_ppm": integer(0, 2 * PPM_WHOLE),
+    "top_p_ppm": _ppm,
+}
 
 
 def _type(
@@ -375,21 +390,17 @@ _TYPES = (
         "inference",
         "inference",
         {
-            "inference": _uuid,
-            "adapter": _uuid,
-            "consumer": _actor,
-            "prompt_commitment": _hash,
-            "output_commitment": _hash,
-            "transcript_sha256": _hash,
-            "prompt_tokens": integer(0, MAX_TOKENS),
-            "completion_tokens": integer(0, MAX_TOKENS),
-            "max_tokens": integer(1, MAX_TOKENS),
-            "seed": integer(0),
-            "temperature_ppm": integer(0, 2 * PPM_WHOLE),
-            "top_p_ppm": _ppm,
+            **_answer,
             "finish_reason": one_of(("stop", "length", "cancelled"), "a finish reason"),
             "fee_wei": _amount,
         },
+        adapter="adapter",
+    ),
+    _type(
+        "inference.interrupted",
+        "inference",
+        "inference",
+        {**_answer, "reason": one_of(INTERRUPTIONS, "why it broke off")},
         adapter="adapter",
     ),
     _type(

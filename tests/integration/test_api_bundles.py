@@ -119,7 +119,11 @@ def recalled(api: Service) -> None:
 
 
 def refused(api: Service) -> None:
-    """Contributions that were not taken, runs that came to nothing."""
+    """Contributions that were not taken, runs that came to nothing, an answer that broke off."""
+    given = api.client("operator").get(f"/v1/events/{index_of(api, 'inference.recorded')}")["body"]
+    whole = {k: v for k, v in given.items() if k not in ("finish_reason", "fee_wei")}
+    broken = {**whole, "inference": str(uuid4()), "reason": "crashed"}
+    api.client("operator").append("inference.interrupted", broken)
     owner, dev, worker = (api.client(name) for name in ("owner", "dev", "worker"))
     for name, what, who in (("ben", "rejected", "owner"), ("ann", "withdrawn", "ann")):
         rows_sha256 = api.made[name]["rows_sha256"]

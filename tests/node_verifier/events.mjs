@@ -47,6 +47,10 @@ const config = (v) => isObject(v) && Object.keys(v).length <= 40 &&
   Object.values(v).every(setting) && Buffer.byteLength(canonical(v)) <= 4000
 const share = (v) => isObject(v) && Object.keys(v).sort().join() === 'contributor,ppm' &&
   actor(v.contributor) && integer(1, 1_000_000)(v.ppm)
+const answer = { inference: uuid, adapter: uuid, consumer: actor, prompt_commitment: hash,
+  output_commitment: hash, transcript_sha256: hash, prompt_tokens: tokens,
+  completion_tokens: tokens, max_tokens: integer(1, 1_000_000), seed: count,
+  temperature_ppm: integer(0, 2_000_000), top_p_ppm: ppm }
 
 const BODIES = {
   'ledger.opened': { name },
@@ -85,11 +89,9 @@ const BODIES = {
     input_wei_per_token: amount, output_wei_per_token: amount },
   'adapter.retired': { adapter: uuid, reason: text },
   'adapter.recalled': { adapter: uuid, contribution: uuid, datanet: uuid, reason: text },
-  'inference.recorded': { inference: uuid, adapter: uuid, consumer: actor, prompt_commitment: hash,
-    output_commitment: hash, transcript_sha256: hash, prompt_tokens: tokens,
-    completion_tokens: tokens, max_tokens: integer(1, 1_000_000), seed: count,
-    temperature_ppm: integer(0, 2_000_000), top_p_ppm: ppm,
-    finish_reason: oneOf('stop', 'length', 'cancelled'), fee_wei: amount },
+  'inference.recorded': { ...answer, finish_reason: oneOf('stop', 'length', 'cancelled'),
+    fee_wei: amount },
+  'inference.interrupted': { ...answer, reason: oneOf('crashed', 'failed', 'unpaid') },
   'attribution.recorded': { inference: uuid, adapter: uuid, run: uuid, method: name,
     index_sha256: hash, evidence_sha256: hash,
     shares: lists(0, 400, share, (v) => v?.contributor), unattributed_ppm: ppm },

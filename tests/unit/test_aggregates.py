@@ -9,7 +9,12 @@ import pytest
 
 from ledger.aggregates.application import Ledger
 from ledger.aggregates.governance import Governance
-from ledger.aggregates.inferences import Account, chain_event_id, fee_event_id
+from ledger.aggregates.inferences import (
+    Account,
+    chain_event_id,
+    fee_event_id,
+    inference_id,
+)
 from ledger.aggregates.runs import Run
 from ledger.domain.envelope import MAX_ENVELOPE_BYTES, encode_entry, leaf_hash, sign_event
 from ledger.domain.ids import sender_id
@@ -293,6 +298,50 @@ def test_an_answer_is_paid_once_from_prepaid_money(world: MemoryLedger) -> None:
     world.do(OPERATOR, "attribution.recorded", share)
     with pytest.raises(Conflict, match="attributed already"):
         world.do(OPERATOR, "attribution.recorded", share)
+
+
+def test_an_answer_that_broke_off_costs_nothing_and_pays_nobody(world: MemoryLedger) -> None:
+    name, run = adapter(world)
+    policy(world)
+    deposit(world, 300)
+    whole = inference_body(name)
+    body = {k: v for k, v in whole.items() if k not in ("finish_reason", "fee_wei")}
+    body["reason"] = "crashed"
+    with pytest.raises(Forbidden, match="operator"):
+        world.do(EVE, "inference.interrupted", body)
+    with pytest.raises(InvalidEvent, match="broke off"):
+        world.do(OPERATOR, "inference.interrupted", {**body, "reason": "tired"})
+    parts = ("amount", "protocol", "owner", "operator", "contributors")
+    nothing = {f"{part}_wei": "0" for part in parts}
+    with pytest.raises(Conflict, match="costs nothing"):
+        world.ledger.append_all(
+            [
+                OPERATOR.sign("inference.interrupted", body),
+                OPERATOR.sign(
+                    "fee.charged", {**fee_body(whole), **nothing},
+                    id=fee_event_id(LOG, whole["inference"]),
+                ),
+            ]
+        )  # fmt: skip
+    world.do(OPERATOR, "inference.interrupted", body)
+    for type, again in (("inference.recorded", whole), ("inference.interrupted", body)):
+        with pytest.raises(Conflict, match="already"):
+            world.do(OPERATOR, type, again)
+    share = {
+        "inference": body["inference"], "adapter": name, "run": run, "method": "m",
+        "index_sha256": H, "evidence_sha256": H, "shares": [], "unattributed_ppm": 1_000_000,
+    }  # fmt: skip
+    with pytest.raises(Conflict, match="broke off"):
+        world.do(OPERATOR, "attribution.recorded", share)
+    assert world.ledger.need(Account, EVE.id).prepaid_wei == 300
+
+
+def test_nobody_takes_the_id_of_an_answer_that_is_under_way(world: MemoryLedger) -> None:
+    """Its consumer learns it with the first token, long before it is recorded."""
+    stranger = Actor(78)
+    wanted = inference_id(LOG, stranger.id, "nonce")
+    with pytest.raises(Forbidden, match="version 5"):
+        world.do(stranger, "identity.registered", {"name": "squatter"}, id=wanted)
 
 
 def test_a_fee_must_follow_the_policy_in_force(world: MemoryLedger) -> None:

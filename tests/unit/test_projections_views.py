@@ -192,6 +192,19 @@ def test_an_abandoned_period_gives_back_what_it_held(world: World, folding: Fold
     assert folding.codes() == []
 
 
+def test_an_answer_that_broke_off_is_listed_and_counted_nowhere(
+    world: World, folding: Folding
+) -> None:
+    adapter = world.new_id()
+    broken = world.interrupt(EVE, adapter)
+    rows = folding.catch_up()
+    row = rows.get("inferences", (broken,))
+    assert row is not None
+    assert (row["finish_reason"], row["fee_wei"], row["fee_index"]) == ("interrupted", 0, None)
+    assert rows.get("adapter_usage", (adapter,)) is None
+    assert folding.codes() == []
+
+
 def test_an_unknown_type_is_shown_and_skipped(world: World, folding: Folding) -> None:
     entry = folding.entry(0)
     object.__setattr__(entry.envelope, "type", "future.event")

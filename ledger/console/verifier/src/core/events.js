@@ -85,6 +85,12 @@ const tokens = integer(0, 1_000_000);
 const onChain = { chain_id: integer(1), contract: address, tx_hash: hex32, block_number: integer(0) };
 const contribution = { contribution: uuid, datanet: uuid };
 const ofRow = { ...contribution, row: integer(0, MAX_CONTRIBUTED - 1) };
+const ofAnswer = {
+  inference: uuid, adapter: uuid, consumer: actor, prompt_commitment: hash,
+  output_commitment: hash, transcript_sha256: hash, prompt_tokens: tokens,
+  completion_tokens: tokens, max_tokens: integer(1, 1_000_000), seed: integer(0),
+  temperature_ppm: integer(0, 2 * PPM_WHOLE), top_p_ppm: ppm,
+};
 
 /** The field is always there; null says that there is none. */
 const optional = (checkValue) => (value, field) => value === null || checkValue(value, field);
@@ -142,12 +148,9 @@ export const FIELDS = {
   "adapter.retired": { adapter: uuid, reason: prose },
   "adapter.recalled": { adapter: uuid, ...contribution, reason: prose },
   "inference.recorded": {
-    inference: uuid, adapter: uuid, consumer: actor, prompt_commitment: hash,
-    output_commitment: hash, transcript_sha256: hash, prompt_tokens: tokens,
-    completion_tokens: tokens, max_tokens: integer(1, 1_000_000), seed: integer(0),
-    temperature_ppm: integer(0, 2 * PPM_WHOLE), top_p_ppm: ppm,
-    finish_reason: oneOf(["stop", "length", "cancelled"]), fee_wei: amount,
+    ...ofAnswer, finish_reason: oneOf(["stop", "length", "cancelled"]), fee_wei: amount,
   },
+  "inference.interrupted": { ...ofAnswer, reason: oneOf(["crashed", "failed", "unpaid"]) },
   "attribution.recorded": {
     inference: uuid, adapter: uuid, run: uuid, method: name, index_sha256: hash,
     evidence_sha256: hash, shares: listOf(share, 0, MAX_SHARES), unattributed_ppm: ppm,
@@ -207,6 +210,7 @@ export const REFERENCES = {
   "adapter.retired": { adapter: "adapter" },
   "adapter.recalled": { adapter: "adapter", ...OF_CONTRIBUTION },
   "inference.recorded": { adapter: "adapter" },
+  "inference.interrupted": { adapter: "adapter" },
   "attribution.recorded": { inference: "inference", adapter: "adapter", run: "run" },
   "fee.charged": { inference: "inference", adapter: "adapter" },
 };

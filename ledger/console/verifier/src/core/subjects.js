@@ -41,6 +41,8 @@ const ABOUT = {
   "adapter.recalled":
     "the adapter {adapter} was retired because the contribution {contribution} was withdrawn",
   "inference.recorded": "an answer of {completion_tokens} tokens, for a fee of {fee_wei}",
+  "inference.interrupted":
+    "an answer that broke off after {completion_tokens} tokens ({reason}) and cost nothing",
   "attribution.recorded": "the method {method} found whose data shaped the answer {inference}",
   "fee.charged": "a fee of {amount_wei} was charged for the answer {inference}",
   "deposit.recorded": "a deposit of {amount_wei} on chain {chain_id} for {account}",

@@ -43,6 +43,7 @@ const THINGS = {
   "adapter.retired": ["adapter", "adapter"],
   "adapter.recalled": ["adapter", "adapter"],
   "inference.recorded": ["inference", "inference"],
+  "inference.interrupted": ["inference", "inference"],
   "attribution.recorded": ["attribution", "inference"],
   "fee.charged": ["fee", "inference"],
   "period.cutoff": ["period", "period"],
@@ -95,6 +96,7 @@ function linksOf(things, lineage) {
   const pairs = [];
   const of = (kind) => [...things.values()].filter((thing) => thing.kind === kind);
   const body = (thing, type) => thing.entries.find(({ event }) => event?.type === type)?.event.body;
+  const answerOf = (thing) => body(thing, "inference.recorded") ?? body(thing, "inference.interrupted");
   for (const thing of of("contribution")) {
     const recorded = body(thing, "contribution.recorded");
     if (recorded) pairs.push([`datanet ${recorded.datanet}`, thing.id]);
@@ -112,7 +114,7 @@ function linksOf(things, lineage) {
   }
   for (const thing of of("adapter")) pairs.push([`run ${body(thing, "adapter.published")?.run}`, thing.id]);
   for (const thing of of("inference")) {
-    pairs.push([`adapter ${body(thing, "inference.recorded")?.adapter}`, thing.id]);
+    pairs.push([`adapter ${answerOf(thing)?.adapter}`, thing.id]);
   }
   for (const thing of [...of("attribution"), ...of("fee")]) {
     pairs.push([`inference ${thing.key}`, thing.id]);
@@ -188,8 +190,9 @@ function wordsOf({ kind, key, entries, rows, lines }) {
     case "adapter":
       return words(bodies["adapter.published"]?.model ?? key, "LoRA adapter");
     case "inference": {
-      const body = bodies["inference.recorded"];
-      return words("Answer", body ? `${plural(body.completion_tokens, "token")}` : "");
+      const broken = bodies["inference.interrupted"];
+      const body = bodies["inference.recorded"] ?? broken;
+      return words(broken ? "Broken answer" : "Answer", body ? `${plural(body.completion_tokens, "token")}` : "");
     }
     case "attribution": {
       const body = bodies["attribution.recorded"];
