@@ -1,23 +1,28 @@
 """One call of the model for a slice of the batch rows: tokens in, logits out.
 
-The only place where the key-value pool, the working set and the model meet. Positions and masks
-are built on the CPU; what the model needs is moved to its device here.
+The only place where the key-value pool, the adapters and the model meet. `Forward` takes any rows
+and any number of tokens; its positions and masks are built on the CPU, and what the model needs is
+moved to its device here. `StaticDecode` is a decode step in one of a few fixed shapes, whose every
+input lies on the device already, so that it can be recorded (`graphs`).
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from workers.openlora.forms import LoraForm
+from workers.openlora.gather import SlotGather
+from workers.openlora.graphs import DecodeInputs, DecodeRunner, Recorder, Shape
 from workers.openlora.kv import RowCache
-from workers.openlora.layers import WorkingSet
 
 
 class Forward:
     """The model with its rows' keys, values and adapters. Belongs to the engine's step."""
 
-    def __init__(self, model: nn.Module, cache: RowCache, working: WorkingSet) -> None:
+    def __init__(self, model: nn.Module, cache: RowCache, working: LoraForm) -> None:
         self.model = model
         self.cache = cache
         self.working = working
@@ -51,3 +56,63 @@ class Forward:
             self.working.unbind()
         logits: Tensor = out.logits
         return logits
+
+    def decode(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Logits (rows, vocab) of rows [0, len(ids)), a token each at its position."""
+        at = torch.tensor(positions)[:, None]
+        return self(0, len(ids), torch.tensor(ids)[:, None], at, at, 1)[:, -1]
+
+
+class StaticDecode:
+    """The same decode step in fixed shapes: padded rows, attention up to a bucket of positions."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cache: RowCache,
+        form: SlotGather,
+        recorder: Recorder,
+        *,
+        max_rows: int,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.form = form
+        weight = next(model.parameters())
+        self._dtype, self._device = weight.dtype, weight.device
+        self._inputs = DecodeInputs(max_rows, cache.max_len, weight.device)
+        self.runner = DecodeRunner(self._step, recorder, max_rows=max_rows, max_len=cache.max_len)
+
+    def decode(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """As `Forward.decode`; the logits are valid until the next call."""
+        slots = self.form.slots_of(len(ids))
+        shape = self.runner.shape(
+            rows=len(ids), length=max(positions) + 1, lora=any(slot >= 0 for slot in slots)
+        )
+        self._inputs.load(ids, positions, slots, shape.rows)
+        keys = self.cache.row_layers[0].keys
+        memory = (self.form.generation, None if keys is None else keys.data_ptr())
+        return self.runner.run(shape, memory)[: len(ids)]
+
+    def _step(self, shape: Shape) -> Tensor:
+        """Logits (shape.rows, vocab) of what the inputs hold. Nothing here reads a number back."""
+        ids, positions, writes, slots = self._inputs.view(shape.rows)
+        seen = torch.arange(shape.length, device=self._device) <= positions[:, None]
+        mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
+        mask.masked_fill_(~seen, -math.inf)
+        self.cache.aim(0, shape.rows, writes[:, None], shape.length)
+        self.form.bind_index(slots, lora=shape.lora)
+        model: Any = self.model
+        try:
+            out = model(
+                input_ids=ids[:, None],
+                position_ids=positions[:, None],
+                attention_mask=mask[:, None, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        finally:
+            self.form.unbind()
+        logits: Tensor = out.logits
+        return logits[:, -1]
