@@ -427,8 +427,11 @@ def _need_blob(blobs: BlobStore, sha256: str, field: str) -> None:
 
 
 @contextmanager
-def api_services(settings: Settings) -> Iterator["Services"]:
-    """Everything the HTTP service works with; serving is attached when Ray is reachable."""
+def api_services(
+    settings: Settings, *, serving: ServingEngine | None = None
+) -> Iterator["Services"]:
+    """Everything the HTTP service works with. Without `serving` it is OpenLoRA's replicas, which
+    are attached when they are reachable."""
     from ledger.api.auth import RateLimit
     from ledger.api.inclusion import Inclusion
     from ledger.api.services import Services
@@ -471,7 +474,7 @@ def api_services(settings: Settings) -> Iterator["Services"]:
             health=lambda: health(box, cosigners),
             projected=projection_runner(box).position,
             trained=trained,
-            serving=serving_engine(settings),
+            serving=serving or serving_engine(settings),
             cosigners=cosigners,
         )
 
@@ -511,7 +514,7 @@ def base_model(settings: Settings) -> dict[str, str]:
     """`{"id", "path", "digest"}` of the model that adapters are trained for."""
     from workers import base_model as models
 
-    path = Path(settings.base_model) if settings.base_model else models.BUNDLED
+    path = models.folder(settings.base_model)
     return {"id": path.name, "path": str(path), "digest": models.digest(path)}
 
 
@@ -521,10 +524,10 @@ def workers_home(settings: Settings) -> Path:
 
 
 def serving_engine(settings: Settings) -> ServingEngine:
-    """OpenLoRA behind Ray. Connects on first use, and again when Ray was restarted."""
-    from workers.serving import RayServingEngine
+    """OpenLoRA: the router over its replicas. Connects on first use; joins no Ray."""
+    from workers.serving import ServingRouter
 
-    engine: ServingEngine = RayServingEngine(workers_home(settings))
+    engine: ServingEngine = ServingRouter(workers_home(settings))
     return engine
 
 
@@ -566,7 +569,7 @@ def evaluation(
     from workers.training.config import TrainingConfig
 
     options = Options(**amounts)  # first of all: a slip must not cost a fetched run
-    path = base or (Path(settings.base_model) if settings.base_model else models.BUNDLED)
+    path = models.folder(base or settings.base_model)
     if run is not None:
         client, name = run
         rows, row = evaluate.run_rows(client, name)

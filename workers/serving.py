@@ -1,149 +1,212 @@
-"""OpenLoRA behind the API: `ledger.ports.ServingEngine` over the handle of a Ray actor.
+"""OpenLoRA behind the API: `ledger.ports.ServingEngine` over the replicas of a home.
 
-Lives in the API's process and loads no engine there. It joins the cluster that the worker service
-uses at the first call, and again when the service brought up a new one: the address stands in
-`<home>/ray/cluster.json`. A dead actor or cluster is ComputeError (retry), never the end of this
-process; an answer that breaks off in the middle is for the caller to ask again, since its tokens
-cannot be continued elsewhere.
+Lives in the API's process, which loads no engine and joins no Ray: replicas are found by their
+files in the home and reached over gRPC (`workers.replicas`). A request goes to its adapter's home
+replica, or the next one when that is crowded (`routing`).
 
-A call to the actor costs about 1 ms, a piece of a stream about 0.3 ms.
+A replica that dies, is stopped or fails in the middle of an answer costs time, not the answer: the
+router keeps the tokens that it passed on, and another replica, or the same one once it is up again,
+continues after the last of them. The caller notices a pause. Only where none comes within
+`answering.RESUME_WITHIN_S`, or after `answering.MAX_RESUMES` of these, does the stream raise
+ComputeError; it never just ends.
 """
 
 import asyncio
-import contextlib
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from ledger.errors import ComputeError, LedgerError
+from ledger.errors import Backpressure, ComputeError, Conflict, LedgerError
 from ledger.ports import ChatDelta, ChatRequest
-from workers import ray_cluster
+from workers.replicas import protocol
+from workers.replicas.answering import READY_WITHIN_S, Answering
+from workers.replicas.fleet import Fleet, Member
+from workers.replicas.protocol import Failed, Lost
+from workers.replicas.routing import choose, order
+from workers.replicas.session import Inbox, Session
 
 log = structlog.get_logger(__name__)
 
-CALL_TIMEOUT_S = 30.0
-FIRST_PIECE_TIMEOUT_S = 120.0
-"""Until the first piece: the queue, a cold adapter, an actor that is being restarted."""
-PIECE_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 10.0
+STATS_TIMEOUT_S = 2.0
 LOOK_S = 1.0
+"""A waiting request looks around at least this often; changes wake it at once."""
 
-T = TypeVar("T")
 
-
-class RayServingEngine:
-    """`home` is the workers' folder. One instance per process and event loop."""
+class ServingRouter:
+    """`home` is the workers' folder. One per process; it follows the event loop that uses it."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._actor: Any = None
-        self._address: str | None = None
-        self._resolving = asyncio.Lock()
+        self._fleet: Fleet | None = None
+        self._answers: dict[str, tuple[Answering, Session | None, Inbox | None]] = {}
+        self.counts: Counter[str] = Counter()
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
-        return int(await self._call(lambda actor: actor.count_tokens.remote(list(messages))))
+    async def count_tokens(
+        self, messages: Sequence[Mapping[str, str]], prompt: str | None = None
+    ) -> int:
+        value = {"messages": [dict(m) for m in messages], "prompt": prompt}
+        deadline = self._clock() + READY_WITHIN_S
+        while True:
+            fleet = self._fleet_now()
+            ready = fleet.ready()
+            name = choose(None, {n: s.load for n, s in ready.items()})
+            if name is None:
+                await self._wait(fleet, deadline - self._clock())
+                continue
+            try:
+                return int(await ready[name].call(protocol.COUNT, value, timeout_s=CALL_TIMEOUT_S))
+            except Lost:
+                if self._clock() > deadline:
+                    raise
+                await fleet.change(LOOK_S)
 
     async def cancel(self, request_id: str) -> None:
-        await self._call(lambda actor: actor.cancel.remote(request_id))
+        """End an answer early: its stream closes with finish reason `cancelled`."""
+        found = self._answers.get(request_id)
+        if found is not None:
+            answering, session, inbox = found
+            answering.cancelled = True
+            if session is not None and inbox is not None:
+                session.cancel(inbox)
 
     async def stats(self) -> Mapping[str, Any]:
-        return dict(await self._call(lambda actor: actor.stats.remote()))
+        """`{"replicas": [{"name", "state", "address", "stats"}], "router": {counts}}`."""
+        members = self._fleet_now().members.values()
+        replicas = await asyncio.gather(*map(_stats, members))
+        router = {**self.counts, "answering": len(self._answers)}
+        return {"replicas": list(replicas), "router": router}
+
+    async def aclose(self) -> None:
+        """Leave all replicas; answers under way raise ComputeError."""
+        if self._fleet is not None and self._fleet.usable:
+            await self._fleet.close()
+        self._fleet = None
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatDelta]:
         """Pieces of the answer; closing the generator cancels the request.
 
         Raises NotFound for an adapter that is not published, InvalidEvent for what cannot be
-        answered, Backpressure when the queue is full, ComputeError when the actor died.
+        answered, Backpressure when every replica's queue is full, Conflict for a request id that
+        is being answered, ComputeError when no replica could begin or continue it.
         """
-        actor = await self._resolve()
-        finished = False
+        if request.request_id in self._answers:
+            raise Conflict(f"request {request.request_id!r} is being answered already")
+        answering = Answering(request=request, clock=self._clock, submitted=self._clock())
+        self._answers[request.request_id] = answering, None, None
+        self.counts["requests"] += 1
         try:
-            pieces = actor.stream.options(num_returns="streaming").remote(request)
-            timeout_s = FIRST_PIECE_TIMEOUT_S
-            while not finished:
-                delta = await self._within(_next(pieces), timeout_s)
-                if delta is None:
-                    raise ComputeError("the engine's stream ended without its last piece; retry")
-                finished = delta.finish_reason is not None
-                timeout_s = PIECE_TIMEOUT_S
-                yield delta
-        except Exception as error:
-            finished = True  # nothing is left to cancel but what hangs
-            if isinstance(error, TimeoutError):
-                _forget(actor, request.request_id)
-            raise self._designed(error) from error
+            while True:
+                session = await self._place(answering)
+                if session is None:
+                    yield answering.cut("cancelled" if answering.cancelled else "deadline")
+                    return
+                inbox = session.submit(
+                    request, resume_ids=tuple(answering.ids), timeout_s=answering.timeout_s()
+                )
+                self._answers[request.request_id] = answering, session, inbox
+                try:
+                    first = True
+                    while True:
+                        piece = await _next(inbox, answering.piece_timeout_s(first))
+                        first = False
+                        if isinstance(piece.end, Failed):
+                            self._failed(answering, session, piece.end)
+                            break
+                        yield answering.take(piece)
+                        if piece.end is not None:
+                            self.counts["finished"] += 1
+                            return
+                finally:
+                    session.leave(inbox)
+                    self._answers[request.request_id] = answering, None, None
+        except LedgerError:
+            self.counts["failed"] += 1
+            raise
         finally:
-            if not finished:  # the reader went away
-                _forget(actor, request.request_id)
+            del self._answers[request.request_id]
 
-    async def _call(self, method: Callable[[Any], Awaitable[Any]]) -> Any:
-        actor = await self._resolve()
-        try:
-            return await self._within(_result(method(actor)), CALL_TIMEOUT_S)
-        except Exception as error:
-            raise self._designed(error) from error
+    # --- where to ---
 
-    async def _within(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        """Await, but no longer than the cluster lives: a call may stay open for ever after."""
-        task = asyncio.ensure_future(work)
-        deadline = time.monotonic() + timeout_s
-        try:
-            while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-                info = ray_cluster.find(self._home)
-                if info is None or info.address != self._address:
-                    raise ComputeError("Ray died; another one is being started, retry")
-            return task.result()
-        finally:
-            task.cancel()
+    async def _place(self, answering: Answering) -> Session | None:
+        """The replica to ask, once there is one; None when the caller's own time is over, or it
+        cancelled meanwhile. Raises Backpressure or ComputeError when it must not wait longer."""
+        adapter = answering.request.adapter
+        while True:
+            left_s = answering.left_s()
+            if answering.cancelled or (left_s is not None and left_s <= 0):
+                return None
+            fleet = self._fleet_now()
+            ready = fleet.ready()
+            loads = {n: s.load for n, s in ready.items() if n not in answering.full}
+            name = choose(adapter, loads)
+            if name is not None:
+                if adapter is not None and name != order(adapter, ready)[0]:
+                    self.counts["away_from_home"] += 1
+                return ready[name]
+            if ready and not answering.begun:
+                raise min(answering.full.values(), key=lambda full: full.retry_after_s)
+            answering.full.clear()
+            at_most = LOOK_S if left_s is None else left_s
+            await self._wait(fleet, answering.wait_s(), begun=answering.begun, at_most=at_most)
 
-    def _designed(self, error: Exception) -> LedgerError:
-        from workers.ray_errors import designed
+    async def _wait(
+        self, fleet: Fleet, left_s: float, *, begun: bool = False, at_most: float = LOOK_S
+    ) -> None:
+        """For a change among the replicas. Raises ComputeError when it should not wait."""
+        if not fleet.members and not begun:
+            raise ComputeError("no replica runs for this home; start the worker service and retry")
+        if left_s <= 0:
+            why = "; ".join(f"{n}: {m.session.why}" for n, m in fleet.members.items())
+            raise ComputeError(f"no replica was ready in time; retry ({why or 'none is known'})")
+        self.counts["waits"] += 1
+        await fleet.change(min(LOOK_S, left_s, at_most))
 
-        found = designed(error)
-        if isinstance(found, ComputeError):
-            # Ray restarts the process under the same handle; a new cluster needs a new one.
-            log.warning("serving failed", why=found.message)
-            self._actor = None
-        return found
+    def _failed(self, answering: Answering, session: Session, failed: Failed) -> None:
+        """Have the answer continued elsewhere, or raise."""
+        error, name = failed.error, session.registration.name
+        if isinstance(error, Backpressure):
+            self.counts["refused"] += 1
+            answering.full[name] = error
+            return
+        if not failed.resumable:
+            raise error
+        log.warning("answer broke off", replica=name, tokens=len(answering.ids), why=error.message)
+        answering.broken(error)
+        self.counts["resumed"] += 1
 
-    async def _resolve(self) -> Any:
-        """The actor's handle, in the cluster that is up now."""
-        info = ray_cluster.find(self._home)
-        if info is None:
-            raise ComputeError("no Ray runs for this home; start the worker service and retry")
-        if self._actor is None or info.address != self._address:
-            async with self._resolving:
-                self._actor = await asyncio.to_thread(_find, info)
-                self._address = info.address
-        return self._actor
+    def _fleet_now(self) -> Fleet:
+        """The sessions of this event loop; a loop that ended took its own with it."""
+        if self._fleet is None or not self._fleet.usable:
+            self._fleet = Fleet(self._home)
+        return self._fleet
 
-
-def _find(info: ray_cluster.ClusterInfo) -> Any:
-    ray_cluster.connect(info)
-    from workers.actors import find_serving_actor
-
-    return find_serving_actor()
+    def _clock(self) -> float:
+        return asyncio.get_running_loop().time()
 
 
-async def _result(reference: Awaitable[Any]) -> Any:
-    return await reference
-
-
-async def _next(pieces: Any) -> ChatDelta | None:
+async def _next(inbox: Inbox, timeout_s: float) -> protocol.Piece:
     try:
-        reference = await anext(pieces)
-    except StopAsyncIteration:
-        return None
-    delta = await reference
-    assert isinstance(delta, ChatDelta)
-    return delta
+        return await inbox.get(timeout_s)
+    except TimeoutError:
+        raise ComputeError(f"the replica brought nothing for {timeout_s:g} s; retry") from None
 
 
-def _forget(actor: Any, request_id: str) -> None:
-    """Cancel without waiting: this also runs where nothing may be awaited any more."""
-    with contextlib.suppress(Exception):
-        actor.cancel.remote(request_id)
+async def _stats(member: Member) -> dict[str, Any]:
+    session = member.session
+    found: Any = {}
+    if session.state in (protocol.READY, protocol.DRAINING):
+        try:
+            found = await session.call(protocol.STATS, {}, timeout_s=STATS_TIMEOUT_S)
+        except LedgerError:
+            found = {}
+    state = session.state if session.state in (protocol.READY, protocol.DRAINING) else "down"
+    return {
+        "name": member.registration.name,
+        "state": state,
+        "address": member.registration.address,
+        "stats": found,
+    }
