@@ -5,6 +5,7 @@ or a file; a route or dependency that is `async` never waits for either on the e
 are `async` and go past all of this (`ledger.api.direct`, `ledger.api.appending`).
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -26,12 +27,17 @@ from ledger.api.routes import (
     log,
     money,
     openai,
+    serving,
     verifier,
 )
 from ledger.api.services import Services
+from ledger.api.serving_metrics import ServingCollector
+from ledger.api.serving_view import message
+from ledger.api.serving_watch import ServingWatch
 
 # More than the database has connections for: fees and gates wait for commits and files, too.
 THREADS = 96
+STOP_S = 5.0
 
 DESCRIPTION = """Every dataset contribution, training run and answer is a signed event in one
 append-only log that anyone can check. Appends authenticate by signature; reading what is public
@@ -48,10 +54,11 @@ def create_app(services: Services) -> FastAPI:
         responses=problems.RESPONSES,
     )
     app.state.services = services
+    app.state.serving_watch = _watch_of(services)
     problems.install(app)
     for module in (
         health, events, blobs, catalogue, consent, attribution, money, lineage, openai, log,
-        verifier,
+        verifier, serving,
     ):  # fmt: skip
         app.include_router(module.router)
     _measure(app)
@@ -59,11 +66,13 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _measure(app: FastAPI) -> None:
-    """/metrics: requests by route, and this process. Each app counts for itself: the library's
-    global registry keeps the first app's counters and silently drops those of a second."""
+    """/metrics: requests by route, serving, and this process. Each app counts for itself: the
+    library's global registry keeps the first app's counters and silently drops those of a second.
+    """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
+    registry.register(ServingCollector(app.state.serving_watch))
     measure = metrics.default(registry=registry)
     assert measure is not None, "another app has this registry"
     measured = Instrumentator(excluded_handlers=["/metrics", "/livez"], registry=registry)
@@ -74,7 +83,20 @@ def _measure(app: FastAPI) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-    yield
+    looking = asyncio.create_task(app.state.serving_watch.run())
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.wait([looking], timeout=STOP_S)
+
+
+def _watch_of(services: Services) -> ServingWatch:
+    def name_of(adapter: str) -> str | None:
+        found = services.queries.adapter(adapter)
+        return str(found["model"]) if found else None
+
+    return ServingWatch(engine=lambda: services.serving, name_of=name_of, message=message)
 
 
 async def _refuse_nul(request: Request) -> None:

@@ -32,7 +32,7 @@ ARROWS: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "ledger.store": ({"ledger.errors", "ledger.domain", "ledger.ports", "ledger.files"}, None),
     "ledger.chain": ({"ledger.errors", "ledger.domain", "ledger.ports"}, None),
-    "ledger.console": ({"ledger.errors"}, set()),
+    "ledger.console": ({"ledger.errors"}, {"jinja2", "markupsafe"}),
     "ledger.api": (
         {
             "ledger.console",

@@ -37,6 +37,7 @@ from ledger.api.routes import (
     log,
     money,
     openai,
+    serving,
     verifier,
 )
 from ledger.cli.app import app
@@ -59,6 +60,7 @@ BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```$", README, re.MULTILINE | re.
 READY_TIMEOUT_S = 30.0
 ROUTES = (
     health, events, blobs, catalogue, consent, attribution, money, lineage, openai, log, verifier,
+    serving,
 )  # fmt: skip
 BLOCK_TIMEOUT_S = 60.0
 
