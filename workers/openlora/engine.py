@@ -18,17 +18,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from torch import Tensor, nn
 
 from ledger.errors import ComputeError, ConfigError, Conflict, LedgerError
 from workers.openlora.adapter import AdapterFiles, AdapterLimits
-from workers.openlora.forward import Forward
+from workers.openlora.forms import build, plan
+from workers.openlora.forward import Forward, decoder
 from workers.openlora.kv import RowCache
-from workers.openlora.layers import LoraContext, WorkingSet, wrap_targets
+from workers.openlora.layers import LoraContext, wrap_targets
+from workers.openlora.logs import get_logger
 from workers.openlora.meter import Meter
 from workers.openlora.models import checked_window, eos_ids
+from workers.openlora.prefixes import PrefixReuse, leaders_first
 from workers.openlora.requests import (
     CANCELLED,
     DEADLINE,
@@ -49,7 +51,7 @@ from workers.openlora.requests import (
 from workers.openlora.rows import Row, Rows
 from workers.openlora.sampling import MAX_SEED, Draw, TokenLogprob, choose, logprobs
 from workers.openlora.scheduler import FairQueue, Pace
-from workers.openlora.slots import AdapterStore, SlotTensors, storage_like
+from workers.openlora.slots import AdapterStore, storage_like
 from workers.openlora.text import TextStream
 
 __all__ = [
@@ -70,7 +72,7 @@ __all__ = [
     "GenerationRequest",
 ]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 FIRST_GUESS_TOKENS = 64.0
 """How long an answer is taken to be while none has ended."""
@@ -122,7 +124,16 @@ class Engine:
         shapes = wrap_targets(model, context, config.targets)
         if not shapes:
             raise ConfigError(f"the model has no linear named {config.targets}; nothing to adapt")
-        self._working = WorkingSet(shapes, config.max_rows, context, like=like)
+        planned = plan(config.lora_form, config.static_decode, weight.device)
+        self._working, slots = build(
+            planned.form,
+            shapes,
+            context,
+            max_rows=config.max_rows,
+            slots=config.slots,
+            max_rank=config.max_rank,
+            like=like,
+        )
         self.store = AdapterStore(
             AdapterLimits(
                 targets=shapes,
@@ -130,12 +141,15 @@ class Engine:
                 dtype=weight.dtype,
                 base_names=config.base_names,
             ),
-            SlotTensors(shapes, count=config.slots, max_rank=config.max_rank, like=like),
+            slots,
             host_bytes=config.host_bytes,
         )
-        self._cache = RowCache(model_config.num_hidden_layers, config.max_rows, self.max_len)
+        pool_rows = config.max_rows + config.prefix_rows
+        self._cache = RowCache(model_config.num_hidden_layers, pool_rows, self.max_len)
+        self._prefixes = PrefixReuse(self._cache, range(config.max_rows, pool_rows))
         self._rows = Rows(cache=self._cache, working=self._working)
         self._run_model = Forward(model, self._cache, self._working)
+        self._decoder = decoder(self._run_model, planned, config.max_rows)
         self._queue: FairQueue[Row] = FairQueue(config.max_queue)
         self._lock = threading.Lock()  # guards _live, _cancelled and _over: a dict access each
         self._live: dict[str, Row] = {}
@@ -222,10 +236,13 @@ class Engine:
             "max_len": self.max_len,
             "lora_form": self._working.last_form,
             "working_set_fills": self._working.fills,
+            "decoder": self._decoder.stats(),
             "steps": self.counters.steps,
             "decode_steps": self.counters.decode_steps,
             "mixed_steps": self.counters.mixed_steps,
             "prompt_tokens": self.counters.prompt_tokens,
+            "prefix_hits": self._prefixes.hits,
+            "prefix_hit_tokens": self._prefixes.hit_tokens,
             "completion_tokens": self.counters.completion_tokens,
             "finished": self.counters.finished,
             "refused": self.counters.refused,
@@ -284,47 +301,50 @@ class Engine:
             deltas += [self._finish(r, reason(r)) for r in self._queue.take(ended)]
         for at in range(len(self._rows) - 1, -1, -1):
             if ended(self._rows.all[at]):
-                r = self._rows.end(at)
+                r = self._free(at)
                 deltas.append(self._finish(r, reason(r)))
 
     def _admit(self, deltas: list[Delta]) -> None:
-        while len(self._rows) < self.config.max_rows:
+        """Give free rows to whose turn it is; first to those whose prompts others begin with."""
+        fresh: list[Row] = []
+        while len(self._rows) + len(fresh) < self.config.max_rows:
             row = self._queue.pop(self._place)
             if row is None:
-                return
+                break
             if row.failure is not None:
                 self._queue.settle(row, 0)
                 deltas.append(self._finish(row, ERROR, error=row.failure))
                 continue
             row.started = self._clock()
             self.meter.started(row.started - row.submitted)
+            fresh.append(row)
+        for row in leaders_first(fresh):
             self._rows.add(row)
 
     def _place(self, row: Row) -> bool:
-        """Give the next free row its adapter; False when no slot is free now.
+        """Put the request's adapter into a slot; False when none is free now.
 
         An adapter that cannot be read ends its own request and no other.
         """
-        weights = None
         if row.entry is not None:
             try:
-                weights = self.store.place(row.entry)
+                row.weights = self.store.place(row.entry)
             except LedgerError as e:
                 row.failure = e
                 return True
-            if weights is None:
+            if row.weights is None:
                 return False
             row.pinned = True
-        self._rows.prepare(row.entry, weights)
         return True
 
     def _prefill(self, deltas: list[Delta]) -> None:
         """One chunk of prompt for the rows that are first in line."""
         began = self._clock()
         lo = self._rows.decoding
-        width = max(r.prefill_left for r in self._rows.all[lo:])
+        ready = self._prefixes.ready(self._rows.all, lo)
+        width = max(r.prefill_left for r in self._rows.all[lo:ready])
         width = min(width, self.config.prefill_chunk)
-        hi = min(len(self._rows), lo + max(1, self.config.prefill_tokens // width))
+        hi = min(ready, lo + max(1, self.config.prefill_tokens // width))
         rows = self._rows.all[lo:hi]
         counts = [min(r.prefill_left, width) for r in rows]
         width = max(counts)
@@ -358,15 +378,13 @@ class Engine:
         """One token for each row whose prompt is in the cache."""
         began = self._clock()
         rows = self._rows.all[: self._rows.decoding]
-        ids = torch.tensor([[r.output[-1]] for r in rows])
-        positions = torch.tensor([[r.cached] for r in rows])
-        logits = self._forward(0, len(rows), ids, positions, positions, 1)
+        logits = self._decoder.decode([r.output[-1] for r in rows], [r.cached for r in rows])
         for r in rows:
             r.cached += 1
         self.counters.decode_steps += 1
         adapters = [r.request.adapter_id for r in rows]
         self.counters.mixed_steps += len(set(adapters)) > 1
-        self._end_rows(self._sample(logits[:, -1], rows, deltas), deltas)
+        self._end_rows(self._sample(logits, rows, deltas), deltas)
         form, seconds = self._working.last_form, self._clock() - began
         self.meter.decode(adapters, form=form, seconds=seconds)
 
@@ -448,11 +466,16 @@ class Engine:
                 return reason
         return None
 
+    def _free(self, at: int) -> Row:
+        """A row is over; what it read may serve the next one that begins alike."""
+        self._prefixes.keep(at, self._rows.all[at])
+        return self._rows.end(at)
+
     def _end_rows(self, ended: Sequence[Ended], deltas: list[Delta]) -> None:
         at = {id(r): i for i, r in enumerate(self._rows.all)}
         # Highest first: the row that replaces an ended one is never one that ended too.
         for r, reason, last in sorted(ended, key=lambda e: -at[id(e[0])]):
-            self._rows.end(at[id(r)])
+            self._free(at[id(r)])
             deltas.append(self._finish(r, reason, last))
 
     def _finish(
@@ -487,6 +510,7 @@ class Engine:
             ttft_s=None if r.first_token is None else r.first_token - r.submitted,
             total_s=now - r.submitted,
             error=error,
+            reused_tokens=min(r.reused, len(r.request.prompt_ids)),
         )
         self.meter.finished(
             r.request.adapter_id,
@@ -501,7 +525,7 @@ class Engine:
     def _settle(self, r: Row) -> None:
         """A row is over: what it really took goes to its payer's account and into the pace."""
         made = len(r.output) - len(r.request.resume_ids)
-        self._queue.settle(r, r.cached + made)
+        self._queue.settle(r, r.cached - r.reused + made)
         self._typical += 0.1 * (made - self._typical)
         self._pace.ended(self._busy_s)
 

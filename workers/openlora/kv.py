@@ -86,4 +86,6 @@ class RowCache(Cache):
         for layer in self.row_layers:
             for store in (layer.keys, layer.values):
                 if store is not None:
-                    store[[one, other], :, :length] = store[[other, one], :, :length]
+                    aside = store[one, :, :length].clone()
+                    store[one, :, :length] = store[other, :, :length]
+                    store[other, :, :length] = aside

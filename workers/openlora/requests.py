@@ -30,11 +30,18 @@ class EngineConfig:
     """Most prompt tokens of one row per step: bounds how long running rows wait."""
     prefill_tokens: int = 1024
     """Most prompt tokens of all rows per step, padding included (one chunk always fits)."""
+    prefix_rows: int = 8
+    """Rows of the key-value pool beside the batch's, where sequences are kept for later ones that
+    begin alike; 0 leaves those that run at the same time to share."""
     slots: int = 64
     max_rank: int = 64
     host_bytes: int = 1 << 30
     targets: tuple[str, ...] | None = None
     """Last path segments of the linears that adapters may target; None means all linears."""
+    lora_form: str | None = None
+    """`working_set` or `slot_gather` (see `forms`); None chooses by the model's device."""
+    static_decode: bool | None = None
+    """Decode in a few fixed shapes, recorded as CUDA graphs where there is CUDA; None: there."""
     base_names: frozenset[str] = frozenset()
     """Accepted `base_model_name_or_path` of adapters; empty leaves the check to tensor shapes."""
 
@@ -81,6 +88,8 @@ class Finish:
     ttft_s: float | None
     total_s: float
     error: LedgerError | None = None
+    reused_tokens: int = 0
+    """Prompt tokens whose keys and values were copied (OpenAI's `cached_tokens`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

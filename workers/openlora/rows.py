@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from ledger.errors import LedgerError
 from workers.openlora.adapter import AdapterWeights
+from workers.openlora.forms import LoraForm
 from workers.openlora.kv import RowCache
-from workers.openlora.layers import WorkingSet
 from workers.openlora.requests import GenerationRequest
 from workers.openlora.slots import AdapterEntry
 from workers.openlora.text import TextStream
@@ -38,6 +38,10 @@ class Row:
     last_token: float | None = None
     pinned: bool = False
     cached: int = 0
+    reused: int = 0
+    """Positions that were copied from another sequence and not computed."""
+    weights: AdapterWeights | None = None
+    """Its adapter in a slot, from its turn on until its row is filled."""
     failure: LedgerError | None = None
 
     @property
@@ -52,6 +56,10 @@ class Row:
     def turn_key(self) -> AdapterEntry | None:
         return self.entry
 
+    def sequence(self) -> tuple[int, ...]:
+        """All tokens so far; the first `cached` of them have keys and values."""
+        return self.prefill + tuple(self.output[len(self.request.resume_ids) :])
+
     @property
     def prefill_left(self) -> int:
         return len(self.prefill) - self.cached
@@ -62,18 +70,17 @@ class Rows:
     """Rows [0, decoding) make tokens, rows [decoding, len) read their prompts."""
 
     cache: RowCache
-    working: WorkingSet
+    working: LoraForm
     all: list[Row] = field(default_factory=list)
     decoding: int = 0
 
     def __len__(self) -> int:
         return len(self.all)
 
-    def prepare(self, entry: AdapterEntry | None, weights: AdapterWeights | None) -> None:
-        """Give the next free row its adapter; `add` comes next."""
-        self.working.fill(len(self.all), entry, weights)
-
     def add(self, row: Row) -> None:
+        """Give the request the next free row, with its adapter."""
+        self.working.fill(len(self.all), row.entry, row.weights)
+        row.weights = None
         self.all.append(row)
 
     def clear(self) -> list[Row]:
