@@ -22,7 +22,8 @@ from ledger.ports import ServingEngine
 log = structlog.get_logger(__name__)
 
 PERIOD_S = 1.0
-STATS_TIMEOUT_S = 2.0
+STATS_TIMEOUT_S = 3.0
+"""Above what a router gives its replicas: one that hangs must not hide the others."""
 FORGET_S = 600.0
 """A replica that was not heard of for so long is no longer shown."""
 HISTORY = 181
