@@ -8,12 +8,14 @@ input lies on the device already, so that it can be recorded (`graphs`).
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from workers.openlora.forms import LoraForm
+from workers.openlora.attention import use_grouped_attention
+from workers.openlora.forms import LoraForm, Plan, recorder_for
 from workers.openlora.gather import SlotGather
 from workers.openlora.graphs import DecodeInputs, DecodeRunner, Recorder, Shape
 from workers.openlora.kv import RowCache
@@ -57,10 +59,13 @@ class Forward:
         logits: Tensor = out.logits
         return logits
 
-    def decode(self, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Logits (rows, vocab) of rows [0, len(ids)), a token each at its position."""
+    def decode(self, ids: Sequence[int], positions: Sequence[int], lo: int = 0) -> Tensor:
+        """Logits (rows, vocab) of rows [lo, lo + len(ids)), a token each at its position."""
         at = torch.tensor(positions)[:, None]
-        return self(0, len(ids), torch.tensor(ids)[:, None], at, at, 1)[:, -1]
+        return self(lo, lo + len(ids), torch.tensor(ids)[:, None], at, at, 1)[:, -1]
+
+    def stats(self) -> dict[str, Any]:
+        return {}
 
 
 class StaticDecode:
@@ -94,6 +99,10 @@ class StaticDecode:
         memory = (self.form.generation, None if keys is None else keys.data_ptr())
         return self.runner.run(shape, memory)[: len(ids)]
 
+    def stats(self) -> dict[str, Any]:
+        """Which kernels add the adapters, and how often steps were recorded and replayed."""
+        return {"kernels": self.form.kernels.name, **asdict(self.runner.stats)}
+
     def _step(self, shape: Shape) -> Tensor:
         """Logits (shape.rows, vocab) of what the inputs hold. Nothing here reads a number back."""
         ids, positions, writes, slots = self._inputs.view(shape.rows)
@@ -116,3 +125,15 @@ class StaticDecode:
             self.form.unbind()
         logits: Tensor = out.logits
         return logits[:, -1]
+
+
+def decoder(forward: Forward, plan: Plan, max_rows: int) -> Forward | StaticDecode:
+    """What runs the decode steps of this engine."""
+    if not plan.static_decode:
+        return forward
+    assert isinstance(forward.working, SlotGather), "see forms.plan"
+    use_grouped_attention(forward.model)
+    device = next(forward.model.parameters()).device
+    return StaticDecode(
+        forward.model, forward.cache, forward.working, recorder_for(device), max_rows=max_rows
+    )
