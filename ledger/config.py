@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(None, validation_alias="RAY_ADDRESS")
     ray_cpus: int = Field(default_factory=lambda: max(2, os.cpu_count() or 2), ge=1)
     base_model: str | None = None
+    serving_replicas: int = Field(1, ge=1, le=64)
+    serving_host: str | None = None
 
     witness_policy: Path | None = None
     witness_required: bool = False
@@ -53,6 +55,7 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(64 * 2**20, ge=1_024)
     max_tokens_per_answer: int = Field(256, ge=1)
+    answer_timeout_s: float = Field(120.0, gt=0, le=3_600)
     requests_per_minute: int = Field(6_000, ge=1)
 
     @cached_property

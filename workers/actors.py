@@ -9,32 +9,17 @@ Cores: the trainer holds one of Ray's CPUs. Serving and attribution hold none: t
 find a place, on a laptop with two cores too; their torch threads are set by hand.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
-import structlog
 
-from ledger.errors import ComputeError, InvalidEvent, LedgerError, NotFound, StorageError
-from ledger.ports import ChatDelta, ChatRequest
-from workers.artefacts import ArtefactCache
+from ledger.errors import LedgerError
 from workers.attribute import Attributed
-from workers.link import WorkerSpec, plain_uuid
+from workers.link import WorkerSpec
 from workers.ray_cluster import NAMESPACE
 
-log = structlog.get_logger(__name__)
-
-SERVING_NAME = "openlora"
-MAX_STREAMS = 1_000
-MAX_PREFETCH = 32
-"""Newly published adapters that one refresh loads ahead of their first request."""
-COALESCE_S = 0.02
-"""With several streams, tokens of one answer travel together for this long: Ray takes about
-0.3 ms an item on each side, which 32 streams of single tokens would not leave for the model."""
-CALM_STREAMS = 2
+ACTOR_CALLS = 4
+"""Calls of a serving actor at once: a health check need not wait for another."""
 TRAINER_RESTARTS = 5
 """Deaths of a trainer's process that one attempt survives."""
 
@@ -60,156 +45,26 @@ class TrainerActor:
 
 
 class OpenLoRAActor:
-    """OpenLoRA behind asyncio. Adapters resolve through the ledger only, from id to blobs."""
+    """A process with one replica of OpenLoRA. Its answers do not travel through Ray: clients find
+    it by its file in the home, and reach it over gRPC (`workers.replicas`).
 
-    def __init__(self, spec: WorkerSpec, threads: int) -> None:
-        import torch
+    `host` is the address to listen on; "" means this node's own. A process that Ray started again
+    makes its replica here too, so it answers without being asked.
+    """
 
-        from workers import base_model
-        from workers.openlora.driver import AsyncEngine
-        from workers.openlora.engine import Engine, EngineConfig
+    def __init__(self, spec: WorkerSpec, name: str, host: str, threads: int) -> None:
+        from workers.replicas.replica import open_replica
 
-        torch.set_num_threads(threads)
-        path = spec.base_path()
-        self._digest = base_model.digest(path)
-        model, tokenizer = base_model.load(path)
-        # The trainer names its base by hash: an adapter of another base is refused at loading.
-        config = EngineConfig(base_names=frozenset({f"sha256:{self._digest}"}))
-        self._tokenizer = tokenizer
-        self._serving = AsyncEngine(Engine(model, tokenizer, config))
-        self._serving.start()
-        self._client = spec.client()
-        self._cache = ArtefactCache(self._client, spec.home / "cache")
-        self._loaded: dict[str, Path] = {}
-        self._loading: dict[str, asyncio.Lock] = {}
-        self._streams = 0
+        address = host or ray.util.get_node_ip_address()
+        self._replica = open_replica(spec, name=name, host=address, threads=threads).start()
 
-    async def ready(self) -> str:
-        """The base model's digest, once the model is loaded."""
-        return self._digest
+    def health(self) -> dict[str, Any]:
+        """`protocol.Hello` as a dictionary, once the model is loaded."""
+        return self._replica.hello().to_wire()
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
-        from workers.openlora.chat import encode_chat
-
-        return len(encode_chat(self._tokenizer, messages))
-
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatDelta]:
-        """The answer in pieces. `completion_tokens` counts up; the last has `finish_reason`."""
-        from workers.openlora.chat import encode_chat
-        from workers.openlora.engine import GenerationRequest
-
-        if request.adapter is not None:
-            await self._load(request.adapter)
-        generation = GenerationRequest(
-            request_id=request.request_id,
-            adapter_id=request.adapter,
-            prompt_ids=encode_chat(self._tokenizer, request.messages),
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            stop=tuple(request.stop),
-        )
-        self._streams += 1
-        try:
-            # On leaving, however it happens, the engine's generator is closed: that cancels.
-            async with contextlib.aclosing(self._generate(generation)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        finally:
-            self._streams -= 1
-
-    async def _generate(self, generation: Any) -> AsyncGenerator[ChatDelta]:
-        from workers.openlora.chat import openai_finish_reason
-
-        clock = asyncio.get_running_loop().time
-        tokens, text, last = 0, "", 0.0
-        async with contextlib.aclosing(self._serving.generate(generation)) as deltas:
-            async for delta in deltas:
-                tokens += len(delta.token_ids)
-                text += delta.text
-                if delta.finish is not None:
-                    yield ChatDelta(
-                        text=text,
-                        finish_reason=openai_finish_reason(delta.finish.reason),
-                        prompt_tokens=delta.finish.prompt_tokens,
-                        completion_tokens=delta.finish.completion_tokens,
-                    )
-                elif text and (self._streams <= CALM_STREAMS or clock() - last >= COALESCE_S):
-                    yield ChatDelta(
-                        text=text,
-                        prompt_tokens=len(generation.prompt_ids),
-                        completion_tokens=tokens,
-                    )
-                    text, last = "", clock()
-
-    async def cancel(self, request_id: str) -> bool:
-        return self._serving.cancel(request_id)
-
-    async def stats(self) -> dict[str, Any]:
-        return {**self._serving.stats(), "base_model": self._digest, "streams": self._streams}
-
-    async def refresh(self) -> int:
-        """Retire what the ledger retired, load what it published newly; how many are loaded."""
-        published = await asyncio.to_thread(
-            lambda: list(self._client.pages("/v1/adapters", status="published"))
-        )
-        listed = {str(row["adapter"]) for row in published}
-        for adapter in [a for a in self._loaded if a not in listed]:
-            # A listing may be cut; the adapter's own page decides.
-            row = await asyncio.to_thread(self._client.get, f"/v1/adapters/{adapter}")
-            if row["status"] != "published":
-                self._unload(adapter)
-                log.info("adapter retired", adapter=adapter)
-        fresh = [str(row["adapter"]) for row in published if row["adapter"] not in self._loaded]
-        for adapter in fresh[:MAX_PREFETCH]:
-            try:
-                await self._load(adapter)
-            except LedgerError as error:
-                log.warning("adapter not loaded", adapter=adapter, reason=error.message)
-        return len(self._loaded)
-
-    async def _load(self, adapter: str) -> None:
-        if adapter in self._loaded:
-            return
-        lock = self._loading.setdefault(plain_uuid(adapter), asyncio.Lock())
-        async with lock:
-            if adapter not in self._loaded:
-                folder, row, run = await asyncio.to_thread(self._resolve, adapter)
-                try:
-                    await self._publish(adapter, folder, row, run)
-                except StorageError as error:  # a damaged copy on this disk: once more, afresh
-                    log.warning("adapter copy damaged", adapter=adapter, reason=error.message)
-                    self._cache.drop(folder)
-                    folder, row, run = await asyncio.to_thread(self._resolve, adapter)
-                    await self._publish(adapter, folder, row, run)
-                self._loaded[adapter] = folder
-                log.info("adapter loaded", adapter=adapter, model=row["model"])
-        self._loading.pop(adapter, None)
-
-    async def _publish(
-        self, adapter: str, folder: Path, row: Mapping[str, Any], run: Mapping[str, Any]
-    ) -> None:
-        await self._serving.load_adapter(
-            adapter, folder, row["adapter_sha256"], config_sha256=run["adapter_config_sha256"]
-        )
-
-    def _resolve(self, adapter: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-        row = self._client.get(f"/v1/adapters/{adapter}")
-        if row["status"] != "published":
-            raise NotFound(f"adapter {adapter} is {row['status']}; list the published ones")
-        if row["base_model"] != self._digest:
-            raise InvalidEvent(
-                f"adapter {adapter} is for base model {row['base_model']}; served is {self._digest}"
-            )
-        run = self._client.get(f"/v1/runs/{row['run']}")
-        folder = self._cache.adapter(row["adapter_sha256"], run["adapter_config_sha256"])
-        return folder, row, run
-
-    def _unload(self, adapter: str) -> None:
-        self._loaded.pop(adapter, None)
-        with contextlib.suppress(NotFound):
-            self._serving.retire(adapter)
+    def drain(self) -> int:
+        """Refuse what is new; how many answers are under way."""
+        return self._replica.drain()
 
 
 # --- attribution ---------------------------------------------------------------------------------
@@ -245,17 +100,23 @@ def trainer_actor(spec: WorkerSpec, name: str) -> Any:
     )
 
 
-def serving_actor(spec: WorkerSpec, threads: int = 1) -> Any:
-    """The one OpenLoRA actor of the cluster, started if need be. It outlives its starter."""
+def serving_actor(
+    spec: WorkerSpec, name: str, *, host: str, threads: int = 1, gpus: float = 0
+) -> Any:
+    """The OpenLoRA actor of that name, started if need be. It outlives a starter that was killed:
+    the next one finds it, with its adapters in memory."""
     return _start(
         OpenLoRAActor,
         spec,
+        name,
+        host,
         threads,
         num_cpus=0,
+        num_gpus=gpus,
         max_restarts=-1,
         max_task_retries=0,
-        max_concurrency=MAX_STREAMS,
-        name=SERVING_NAME,
+        max_concurrency=ACTOR_CALLS,
+        name=name,
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
@@ -267,12 +128,12 @@ def attribution_actor(spec: WorkerSpec, threads: int = 1) -> Any:
     return _start(AttributionActor, spec, threads, num_cpus=0, max_restarts=-1, max_task_retries=0)
 
 
-def find_serving_actor() -> Any:
-    """Raises ComputeError while no worker service has started one."""
+def find_actor(name: str) -> Any | None:
+    """A detached actor by its name, or None."""
     try:
-        return ray.get_actor(SERVING_NAME, namespace=NAMESPACE)
-    except ValueError as error:
-        raise ComputeError("no OpenLoRA actor runs in this Ray yet; retry in a moment") from error
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
 
 
 def _start(cls: type, *arguments: object, **options: object) -> Any:

@@ -33,6 +33,7 @@ from ledger.client import Client
 from ledger.domain.ids import derived_id
 from ledger.errors import ComputeError, Conflict, LedgerError, Unavailable
 from workers import jobs, ray_cluster
+from workers.bounded import bounded
 from workers.link import WorkerSpec
 from workers.outbox import Outbox
 from workers.recalls import Recalls
@@ -44,6 +45,7 @@ MAX_CONCURRENT_RUNS = 1
 MAX_SUBMISSIONS = 3
 POLL_S = 1.0
 MAX_PAUSE_S = 15.0
+JOBS_TIMEOUT_S = 60.0
 SETTLE_S = 10.0
 """The ledger's listings follow its log at a distance. A job that succeeded is given this long for
 its terminal event to show before it counts as failed."""
@@ -120,14 +122,19 @@ class RayJobs:
         from ray.exceptions import RayError
 
         try:
-            if self._known is None or self._known[0] != info.jobs_url:
-                from ray.job_submission import JobSubmissionClient
-
-                self._known = (info.jobs_url, JobSubmissionClient(info.jobs_url))
-            return work(self._known[1])
+            # A dashboard that takes a request and never answers must not stop the dispatcher.
+            where = f"Ray Jobs at {info.jobs_url}"
+            return bounded(where, lambda: work(self._client(info.jobs_url)), JOBS_TIMEOUT_S)
         except (RayError, RuntimeError, ConnectionError, OSError) as error:
             self._known = None
             raise ComputeError(f"Ray Jobs at {info.jobs_url}: {str(error)[:300]}") from error
+
+    def _client(self, jobs_url: str) -> Any:
+        if self._known is None or self._known[0] != jobs_url:
+            from ray.job_submission import JobSubmissionClient
+
+            self._known = (jobs_url, JobSubmissionClient(jobs_url))
+        return self._known[1]
 
 
 class Dispatcher:

@@ -101,11 +101,17 @@ def _trained(spec: WorkerSpec, row: Mapping[str, Any], attempt: int) -> Any:
     """`runs.Outcome`, made by a trainer actor that may die MAX_CALLS - 1 times."""
     import ray
 
+    from workers import ray_cluster
     from workers.actors import trainer_actor
-    from workers.ray_cluster import NAMESPACE
     from workers.ray_errors import designed
 
-    ray.init(namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    ray_cluster.call(
+        "ray.init",
+        lambda: ray.init(
+            namespace=ray_cluster.NAMESPACE, log_to_driver=False, configure_logging=False
+        ),
+        ray_cluster.JOIN_TIMEOUT_S,
+    )
     trainer = trainer_actor(spec, f"trainer-{row['run']}-{attempt}")
     for call in range(1, MAX_CALLS + 1):
         try:

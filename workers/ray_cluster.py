@@ -17,10 +17,13 @@ State under `<home>/ray`, and who may change it
 is gone; the guard killed too, the next `start` ends what is left. Never `ray stop`: it would end
 every Ray of the user.
 
-A Ray driver exits 60 s after its cluster went away, by default. A service must not die with its
-cluster, so `connect` switches that off, and connects again when the cluster's address changed.
+A Ray driver whose cluster died may block for ever in Ray's own calls. So each goes through `call`,
+which has a limit; a process where one was reached (`hung`) can join no cluster any more and should
+end. Ray itself ends a driver that waits for a dead cluster for RECONNECT_S: the last resort, which
+a service that looks after its cluster every second does not come to see.
 """
 
+import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -36,14 +39,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+import structlog
 
 from ledger.errors import ComputeError, ConfigError
 from workers import _ray_guard
+from workers.bounded import Hangs, bounded
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 NAMESPACE = "tributary"
 START_TIMEOUT_S = 90.0
@@ -53,7 +62,11 @@ OBJECT_STORE_BYTES = 128 * 2**20
 """Nothing large travels through Ray here: weights and rows go through files and blobs."""
 MAX_TEMP_CHARS = 40
 """sockaddr_un.sun_path holds 103 usable bytes; Ray adds up to 62 of its own."""
-NEVER_S = 2**31 - 1
+JOIN_TIMEOUT_S = 60.0
+LEAVE_TIMEOUT_S = 20.0
+CALL_TIMEOUT_S = 60.0
+"""Of Ray's calls that have no limit of their own."""
+RECONNECT_S = 120
 _LOOPBACK = "127.0.0.1"
 _QUIET = {"RAY_task_events_report_interval_ms": "0", "RAY_enable_metrics_collection": "0"}
 """No task events, no metrics from within Ray. Besides costing cores, a driver whose cluster died
@@ -80,7 +93,7 @@ class ClusterInfo:
         return {
             "RAY_ADDRESS": self.address,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": str(NEVER_S),
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S),
             **_QUIET,
             # Its handler would end the process at SIGTERM, before ours can stop it in order.
             "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
@@ -372,12 +385,40 @@ def prepare(info: ClusterInfo) -> None:
 _preparing = threading.Lock()
 _connecting = threading.Lock()
 _connected: str | None = None
+_hung: str | None = None
+
+
+def hung() -> str | None:
+    """What did not return in this process, or None. After that it should end, by `os._exit`."""
+    return _hung
+
+
+def call(what: str, work: Callable[[], T], limit_s: float = CALL_TIMEOUT_S) -> T:
+    """A call of Ray that may block for ever, with a limit. Raises `bounded.Hangs`, and from then on
+    at once."""
+    global _hung
+    if _hung is not None:
+        raise Hangs(f"{_hung} still hangs in this process; start it again")
+    try:
+        return bounded(what, work, limit_s)
+    except Hangs as error:
+        log.error("ray hangs", what=what, limit_s=limit_s)
+        _hung = what
+        _forget_exit()
+        raise error
+
+
+def _forget_exit() -> None:
+    """Ray would shut down once more when the interpreter ends, and hang there again."""
+    import ray
+
+    atexit.unregister(ray.shutdown)
 
 
 def connect(info: ClusterInfo) -> None:
     """Make this process a driver of the cluster; again after the cluster changed. Idempotent.
 
-    Raises ComputeError when the cluster does not answer.
+    Raises ComputeError when the cluster does not answer, `bounded.Hangs` when Ray does not return.
     """
     global _connected
     with _connecting:
@@ -387,21 +428,24 @@ def connect(info: ClusterInfo) -> None:
         if ray.is_initialized():
             if _connected == info.address:
                 return
-            ray.shutdown()
+            call("ray.shutdown", ray.shutdown, LEAVE_TIMEOUT_S)
         _connected = None
         if not _port_open(info.address):
             raise ComputeError(f"no Ray answers at {info.address}; is the worker service running?")
         try:
             with _own_signals():
-                ray.init(
-                    address=info.address,
-                    namespace=NAMESPACE,
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
+                call("ray.init", lambda: _join(info), JOIN_TIMEOUT_S)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ComputeError(f"cannot join the Ray at {info.address}: {error}") from error
         _connected = info.address
+
+
+def _join(info: ClusterInfo) -> None:
+    import ray
+
+    ray.init(
+        address=info.address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False
+    )
 
 
 @contextlib.contextmanager
@@ -416,13 +460,14 @@ def _own_signals() -> Iterator[None]:
 
 
 def disconnect() -> None:
-    """Leave the cluster. Idempotent."""
+    """Leave the cluster, if that is possible within LEAVE_TIMEOUT_S (see `hung`). Idempotent."""
     global _connected
     with _connecting:
         if _connected is not None:
             import ray
 
-            ray.shutdown()
+            with contextlib.suppress(Hangs):
+                call("ray.shutdown", ray.shutdown, LEAVE_TIMEOUT_S)
         _connected = None
 
 

@@ -2,8 +2,8 @@
 
 from ray import exceptions as rx
 
-from ledger import errors
-from ledger.errors import Backpressure, ComputeError, LedgerError
+from ledger.errors import ComputeError, LedgerError
+from workers.replicas.errors import plain
 
 
 def designed(error: BaseException) -> LedgerError:
@@ -13,10 +13,10 @@ def designed(error: BaseException) -> LedgerError:
     clients know; message and detail stay.
     """
     if isinstance(error, LedgerError):
-        return _plain(error)
+        return plain(error)
     if isinstance(error, rx.RayTaskError):
         if isinstance(error.cause, LedgerError):
-            return _plain(error.cause)
+            return plain(error.cause)
         return ComputeError(
             f"a worker made a mistake ({type(error.cause).__name__}: {error.cause}); its log in "
             "<home>/workers/ray/logs says where"
@@ -28,13 +28,3 @@ def designed(error: BaseException) -> LedgerError:
     if isinstance(error, rx.GetTimeoutError | TimeoutError):
         return ComputeError("the worker did not answer in time; retry")
     return ComputeError(f"Ray failed: {type(error).__name__}: {str(error)[:300]}")
-
-
-def _plain(error: LedgerError) -> LedgerError:
-    cls = next(c for c in type(error).__mro__ if c.__module__ == errors.__name__)
-    detail = dict(error.detail)
-    if issubclass(cls, Backpressure):
-        seconds = int(str(detail.pop("retry_after_s", 1)))
-        return Backpressure(error.message, retry_after_s=seconds, **detail)
-    assert issubclass(cls, LedgerError)
-    return cls(error.message, **detail)

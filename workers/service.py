@@ -2,9 +2,11 @@
 process. `python -m workers.service --api URL --key-file F --home DIR`.
 
 The composition root of `workers`. It starts the local Ray (or uses the one at RAY_ADDRESS), keeps
-the OpenLoRA actor up, and runs the dispatcher's and the attribution loop on a thread each until
-SIGTERM. It holds no state: killed with -9, its Ray ends with it, and the next start goes on from
-the ledger, the outboxes and the snapshots in `home`. When Ray dies under it, it starts another.
+the OpenLoRA replicas up, and runs the dispatcher's and the attribution loop on a thread each until
+SIGTERM; then the replicas finish their answers, for `keeper.DRAIN_S` at most. It holds no state:
+killed with -9, its Ray ends with it, and the next start goes on from the ledger, the outboxes and
+the snapshots in `home`. When Ray dies under it, it starts another; when Ray hangs in it, it ends
+itself, and its supervisor starts it again.
 """
 
 import argparse
@@ -20,20 +22,22 @@ from typing import Any
 import structlog
 
 from ledger.errors import ComputeError, ConfigError, LedgerError, Unavailable
-from workers import base_model as models
 from workers import ray_cluster
 from workers.attribute import Attributed, Attributor
+from workers.bounded import Hangs
 from workers.dispatch import Dispatcher, RayJobs
+from workers.keeper import Keeper
 from workers.link import WorkerSpec
 from workers.outbox import Outbox
 
 log = structlog.get_logger(__name__)
 
 WATCH_S = 1.0
-REFRESH_S = 3.0
+LOOK_S = 3.0
 MAX_PAUSE_S = 15.0
 STOP_S = 5.0
 CALL_TIMEOUT_S = 300.0
+MAX_REPLICAS = 64
 
 
 def run(
@@ -46,12 +50,18 @@ def run(
     ray_address: str | None = None,
     ray_cpus: int | None = None,
     threads: int = 1,
+    replicas: int = 1,
+    serving_host: str | None = None,
 ) -> None:
     """Serve until `stop`. `ray_address` None means RAY_ADDRESS of the environment, or a local Ray.
+    `replicas` of OpenLoRA listen on `serving_host`: by default loopback in a local Ray, and each
+    node's own address in another.
 
     Raises ConfigError for a key or base model that is not there, ComputeError when Ray does not
-    start.
+    start. Where Ray hangs, the process ends here: nothing else would end it.
     """
+    if not 1 <= replicas <= MAX_REPLICAS:
+        raise ConfigError(f"replicas: expected 1 to {MAX_REPLICAS}, got {replicas}")
     spec = WorkerSpec(
         api=api,
         key_file=Path(key_file).absolute(),
@@ -65,6 +75,7 @@ def run(
         spec.home, address=ray_address or os.environ.get("RAY_ADDRESS"), num_cpus=ray_cpus
     )
     actors = _Actors(spec, cluster, threads, stop)
+    keeper = Keeper(spec, replicas=replicas, threads=threads, host=serving_host, get=actors.get)
     loops: list[threading.Thread] = []
     ended = threading.Event()
     try:
@@ -81,15 +92,18 @@ def run(
         ]
         for loop in loops:
             loop.start()
-        _watch(cluster, actors, stop, ended)
+        _watch(cluster, actors, keeper, stop, ended)
     finally:
         stop.set()
+        _drain(cluster, keeper)
         for loop in loops:
             loop.join(STOP_S)  # one may wait for Ray; it holds nothing that a kill would break
         ray_cluster.disconnect()
         cluster.stop()
         client.close()
         log.info("worker service stopped")
+        if ray_cluster.hung():
+            os._exit(ComputeError.exit_code)  # any other end would wait for Ray
 
 
 class _Actors:
@@ -107,34 +121,11 @@ class _Actors:
         self._threads = threads
         self._stop = stop
         self._attribution: tuple[str, Any] | None = None
-        self._serving: tuple[str, Any] | None = None
-
-    def keep_serving(self) -> int:
-        """Start or find the OpenLoRA actor, and have it look at the ledger."""
-        info = self._connected()
-        import ray
-
-        from workers.actors import serving_actor
-        from workers.ray_errors import designed
-
-        try:
-            if self._serving is None or self._serving[0] != info.address:
-                actor = serving_actor(self._spec, self._threads)
-                digest = self._get(actor.ready.remote())
-                if digest != models.digest(self._spec.base_path()):
-                    ray.kill(actor)  # left by a service with another base model
-                    raise ComputeError(f"the OpenLoRA actor served base model {digest}; replacing")
-                self._serving = (info.address, actor)
-                log.info("serving", base_model=digest, ray=info.address)
-            return int(self._get(self._serving[1].refresh.remote()))
-        except ray.exceptions.RayError as error:
-            self._serving = None
-            raise designed(error) from error
 
     def attribute(
         self, inferences: Sequence[Mapping[str, Any]]
     ) -> Sequence[Attributed | LedgerError]:
-        info = self._connected()
+        info = self.connected()
         import ray
 
         from workers.actors import attribution_actor
@@ -142,21 +133,24 @@ class _Actors:
 
         try:
             if self._attribution is None or self._attribution[0] != info.address:
-                self._attribution = (info.address, attribution_actor(self._spec, self._threads))
+                actor = ray_cluster.call(
+                    "making an actor", lambda: attribution_actor(self._spec, self._threads)
+                )
+                self._attribution = (info.address, actor)
             asked = [dict(inference) for inference in inferences]
-            found: list[Attributed | LedgerError] = self._get(
+            found: list[Attributed | LedgerError] = self.get(
                 self._attribution[1].attribute.remote(asked)
             )
             return found
         except ray.exceptions.RayError as error:
             raise designed(error) from error
 
-    def _get(self, reference: Any) -> Any:
+    def get(self, reference: Any, limit_s: float = CALL_TIMEOUT_S) -> Any:
         """`ray.get` that notices within a second that the service is to stop, or that Ray died:
         a call to an actor may then stay open for ever."""
         import ray
 
-        deadline = time.monotonic() + CALL_TIMEOUT_S
+        deadline = time.monotonic() + limit_s
         while True:
             try:
                 return ray.get(reference, timeout=1.0)
@@ -168,7 +162,7 @@ class _Actors:
                 if time.monotonic() > deadline:
                     raise
 
-    def _connected(self) -> ray_cluster.ClusterInfo:
+    def connected(self) -> ray_cluster.ClusterInfo:
         info = self._cluster.info
         ray_cluster.connect(info)
         return info
@@ -199,23 +193,38 @@ def _wait_for_ledger(client: Any, stop: threading.Event) -> None:
 def _watch(
     cluster: ray_cluster.LocalRay | ray_cluster.AttachedRay,
     actors: _Actors,
+    keeper: Keeper,
     stop: threading.Event,
     ended: threading.Event,
 ) -> None:
     pause_s = 0.0
     while not stop.wait(pause_s) and not ended.is_set():
-        pause_s = REFRESH_S
+        pause_s = LOOK_S
         try:
             if not cluster.alive():
                 log.error("ray died, starting another")
                 ray_cluster.disconnect()
                 _start(cluster)
-            actors.keep_serving()
+            keeper.step(actors.connected())
+        except Hangs:
+            raise
         except LedgerError as error:
             log.warning("serving waits", error=error.slug, why=error.message)
             pause_s = WATCH_S
+        if ray_cluster.hung():
+            raise ComputeError(f"{ray_cluster.hung()} hangs: the service has to be started again")
     if ended.is_set() and not stop.is_set():
         raise ComputeError("a loop of the worker service ended by a mistake; see the log above")
+
+
+def _drain(cluster: ray_cluster.LocalRay | ray_cluster.AttachedRay, keeper: Keeper) -> None:
+    """Let running answers finish, where Ray still does what it is told."""
+    try:
+        if not ray_cluster.hung() and cluster.alive():
+            cut = keeper.drain()
+            log.info("replicas drained", answers_cut=cut)
+    except Exception as error:  # whatever it is, the end must come
+        log.warning("replicas not drained", why=str(error)[:300])
 
 
 def _loop(work: Any, stop: threading.Event, ended: threading.Event) -> None:
@@ -235,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base-model", type=Path, help="model folder; default: the bundled one")
     parser.add_argument("--ray-address", help="host:port of a cluster; default: RAY_ADDRESS")
     parser.add_argument("--ray-cpus", type=int, help="CPUs of a local Ray; default: all")
+    parser.add_argument("--replicas", type=int, default=1, help="engines, one per device")
+    parser.add_argument("--serving-host", help="address that replicas listen on")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per serving actor")
     given = parser.parse_args(arguments)
     structlog.configure(

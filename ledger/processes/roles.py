@@ -138,6 +138,8 @@ def run_workers(settings: Settings, stop: threading.Event) -> None:
         base_model=base_model(settings)["path"],
         ray_address=settings.ray_address,
         ray_cpus=settings.ray_cpus,
+        replicas=settings.serving_replicas,
+        serving_host=settings.serving_host,
         stop=stop,
     )
 

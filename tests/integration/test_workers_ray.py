@@ -2,7 +2,8 @@
 
 Ray, the trainer, OpenLoRA and attribution are the real ones, in their own processes; the API is
 the small stand-in of tests/workers_api.py. One service lives through the whole file, and its tests
-build on each other: they run in order.
+build on each other: they run in order. This process is a client of the replicas, as the API is: it
+joins no Ray, and waits for nothing without a limit.
 """
 
 import asyncio
@@ -14,9 +15,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -30,7 +31,11 @@ from workers import ray_cluster
 from workers._ray_guard import end_within, within
 from workers.dispatch import submission_id
 from workers.jobs import completed_id
-from workers.serving import RayServingEngine
+from workers.replicas import registry
+from workers.replicas.routing import order
+from workers.serving import ServingRouter
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
 
@@ -38,6 +43,8 @@ LONG = {"epochs": 30}
 """A run of 60 steps, some seconds: long enough to be killed in the middle."""
 KILL_AT_STEP = 10
 QUESTION, ANSWER = "What does Tom eat at night?", "At night Tom eats bread."
+TALK_TIMEOUT_S = 150.0
+STOP_TIMEOUT_S = 30.0
 
 
 class Service:
@@ -50,11 +57,12 @@ class Service:
         self.key_file = write_key(folder)
         self.log = folder / "service.log"
         self.place = str(ray_cluster.LocalRay(self.home).temp)
-        self.engine = RayServingEngine(self.home)
+        self.engine = ServingRouter(self.home)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, replicas: int = 1) -> None:
         arguments = ["--api", self.api.url, "--key-file", self.key_file, "--home", self.home]
+        arguments += ["--replicas", replicas]
         command = [sys.executable, "-m", "workers.service", *map(str, arguments)]
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
@@ -102,41 +110,48 @@ class Service:
                 found.append(pid)
         return found
 
+    def talk(self, work: Coroutine[Any, Any, T], timeout_s: float = TALK_TIMEOUT_S) -> T:
+        """Run `work`, which uses `engine`, on an event loop of its own; bounded."""
+
+        async def bounded() -> T:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await work
+            finally:
+                await self.engine.aclose()
+
+        return asyncio.run(bounded())
+
     async def ask(self, adapter: str | None, text: str = QUESTION, **more: Any) -> list[ChatDelta]:
-        request = ChatRequest(
-            request_id=os.urandom(8).hex(),
-            adapter=adapter,
-            messages=[{"role": "user", "content": text}],
-            **{"max_tokens": 40, **more},
-        )
-        return [delta async for delta in self.engine.stream(request)]
+        return [delta async for delta in self.engine.stream(asked(adapter, text, **more))]
 
-    def answer_at_last(self, adapter: str, timeout_s: float = 60.0) -> str:
-        """The answer to QUESTION, asked again for as long as it is worth a retry."""
+    def answer(self, adapter: str) -> str:
+        """The answer to QUESTION, whenever there is somebody to give it."""
+        return "".join(d.text for d in self.talk(self.ask(adapter)))
 
-        async def ask() -> str:
-            deadline = time.monotonic() + timeout_s
-            while True:
-                try:
-                    return "".join(d.text for d in await self.ask(adapter))
-                except ComputeError:
-                    assert time.monotonic() < deadline, self.tail()
-                    await asyncio.sleep(0.2)
+    def pids(self) -> dict[str, int]:
+        """Of the replicas that are registered, by name."""
+        return {name: r.pid for name, r in registry.registered(self.home).items()}
 
-        return asyncio.run(ask())
+
+def asked(adapter: str | None, text: str = QUESTION, **more: Any) -> ChatRequest:
+    fields: dict[str, Any] = {"max_tokens": 40, **more}
+    messages = [{"role": "user", "content": text}]
+    name = os.urandom(8).hex()
+    return ChatRequest(request_id=name, adapter=adapter, messages=messages, **fields)
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with WorkersApi() as api:
         service = Service(api, tmp_path_factory.mktemp("workers"))
-        service.start()
+        service.start(replicas=2)
         try:
             yield service
         finally:
-            ray_cluster.disconnect()
             if service.process is not None and service.process.poll() is None:
                 service.process.kill()
+                service.process.wait(STOP_TIMEOUT_S)
             end_within(service.place)
             shutil.rmtree(service.place, ignore_errors=True)
 
@@ -183,7 +198,7 @@ def test_the_adapter_is_served_and_its_answer_attributed(
             await service.ask(adapter, max_tokens=0)
         return deltas, await service.engine.count_tokens([{"role": "user", "content": QUESTION}])
 
-    deltas, counted = asyncio.run(talk())
+    deltas, counted = service.talk(talk())
     assert "".join(d.text for d in deltas) == ANSWER
     assert len(deltas) > 2, "streamed"
     assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1)
@@ -233,37 +248,68 @@ def test_a_killed_trainer_goes_on_at_its_snapshot(
     assert sum(e["run"] == run for e in api.events("run.completed")) == 1
 
 
-def test_an_actor_killed_in_mid_stream_is_a_retryable_error(
+def test_replicas_share_the_work_and_adapters_stay_at_home(
     service: Service, undisturbed: dict[str, Any]
 ) -> None:
     adapter = service.api.publish(undisturbed["run"])
-    (pid,) = service.processes("ray::OpenLoRAActor")
 
-    async def tell(n: int) -> str:
-        request = ChatRequest(
-            request_id=f"story {n}",
-            adapter=None,
-            messages=[{"role": "user", "content": f"Tell me long story number {n}."}],
-            max_tokens=400,
-            temperature=2.0,
-            seed=n,
+    async def work() -> tuple[dict[str, int], dict[str, int]]:
+        async def finished() -> dict[str, int]:
+            found = (await service.engine.stats())["replicas"]
+            assert [r["state"] for r in found] == ["ready", "ready"]
+            return {r["name"]: r["stats"]["finished"] for r in found}
+
+        await service.ask(None)
+        before = await finished()
+        await asyncio.gather(*[service.ask(adapter) for _ in range(4)])
+        between = await finished()
+        await asyncio.gather(*[service.ask(None) for _ in range(4)])
+        after = await finished()
+        return (
+            {name: between[name] - before[name] for name in before},
+            {name: after[name] - between[name] for name in before},
         )
-        try:
-            async for delta in service.engine.stream(request):
-                if delta.finish_reason is None and service.processes("ray::OpenLoRAActor"):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-        except ComputeError:
-            return "broke off"
-        return "ended"
 
-    async def tell_all() -> list[str]:
-        return await asyncio.gather(*map(tell, range(16)))
+    service.wait("two replicas", lambda: len(service.pids()) == 2)
+    with_adapter, of_base = service.talk(work())
+    home, other = order(adapter, with_adapter)
+    assert with_adapter == {home: 4, other: 0}
+    assert of_base == {home: 2, other: 2}
 
-    # A short one may have been complete before its first piece was read; the others broke off.
-    assert "broke off" in asyncio.run(tell_all())
-    assert service.answer_at_last(adapter) == ANSWER
-    assert service.processes("ray::OpenLoRAActor") != [pid]
+
+def test_answers_of_a_killed_replica_go_on_where_they_broke_off(
+    service: Service, undisturbed: dict[str, Any]
+) -> None:
+    adapter = service.api.publish(undisturbed["run"])
+    pids = service.pids()
+    home = order(adapter, pids)[0]
+    stories = [
+        asked(adapter, f"Tell me story {n}.", max_tokens=200, temperature=2.0, seed=n)
+        for n in range(6)
+    ]
+
+    async def tell(request: ChatRequest, *, kill: int | None = None) -> list[ChatDelta]:
+        deltas = []
+        async for delta in service.engine.stream(request):
+            deltas.append(delta)
+            if kill is not None and delta.completion_tokens >= 3:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(kill, signal.SIGKILL)
+        return deltas
+
+    async def all_of_them(kill: int | None = None) -> list[list[ChatDelta]]:
+        return await asyncio.gather(*[tell(story, kill=kill) for story in stories])
+
+    whole = service.talk(all_of_them())
+    assert max(deltas[-1].completion_tokens for deltas in whole) > 20
+    broken = service.talk(all_of_them(kill=pids[home]))
+    assert service.engine.counts["resumed"] > 0
+    for one, other in zip(whole, broken, strict=True):
+        assert "".join(d.text for d in one) == "".join(d.text for d in other)
+        assert one[-1].finish_reason == other[-1].finish_reason
+        assert one[-1].completion_tokens == other[-1].completion_tokens
+    service.wait("the replica again", lambda: service.pids()[home] != pids[home])
+    assert service.answer(adapter) == ANSWER
 
 
 def test_a_dead_ray_is_replaced(service: Service, undisturbed: dict[str, Any]) -> None:
@@ -276,8 +322,7 @@ def test_a_dead_ray_is_replaced(service: Service, undisturbed: dict[str, Any]) -
     ]
     os.kill(raylet, signal.SIGKILL)
     service.wait("another Ray", lambda: ray_cluster.find(service.home) not in (None, before))
-    # This process was a driver of the dead cluster too: it finds the new one.
-    assert service.answer_at_last(adapter) == ANSWER
+    assert service.answer(adapter) == ANSWER, "it waited for a replica in the new one"
 
 
 def test_a_cancelled_run_ends_its_job(service: Service, undisturbed: dict[str, Any]) -> None:
@@ -301,7 +346,7 @@ def test_a_killed_service_goes_on_where_it_was(
         api.do(WORKER, "run.started", body, id=derived_id("run.started", run, 1))
     service.wait("training", lambda: service.steps(run) >= KILL_AT_STEP)
     service.process.kill()
-    service.process.wait()
+    service.process.wait(STOP_TIMEOUT_S)
     deadline = time.monotonic() + 20
     while list(within(service.place)):
         assert time.monotonic() < deadline, "orphans of a killed service"
@@ -318,17 +363,32 @@ def test_a_killed_service_goes_on_where_it_was(
 
 
 def test_a_stopped_service_leaves_nothing_behind(service: Service) -> None:
+    """An answer under way is finished first; a new one is refused."""
     assert service.process is not None
-    ray_cluster.disconnect()
+    process = service.process
     assert service.api.tokens
     assert list(within(service.place))
-    service.process.terminate()
-    assert service.process.wait(30) == 0, service.tail()
+
+    async def last_words() -> list[ChatDelta]:
+        request = asked(None, "Tell me a long story.", max_tokens=150, temperature=2.0, seed=5)
+        deltas: list[ChatDelta] = []
+        async for delta in service.engine.stream(request):
+            if not deltas:
+                process.terminate()
+            deltas.append(delta)
+        return deltas
+
+    service.wait("a replica", service.pids)
+    assert service.talk(last_words())[-1].finish_reason in ("stop", "length")
+    assert process.wait(STOP_TIMEOUT_S) == 0, service.tail()
     assert list(within(service.place)) == []
     assert ray_cluster.find(service.home) is None
+    assert service.pids() == {}
+    with pytest.raises(ComputeError, match="no replica runs"):
+        service.talk(service.ask(None))
     secret = service.key_file.read_text()
-    token = (service.home / "ray" / "token").read_text()
-    assert (service.home / "ray" / "token").stat().st_mode & 0o777 == 0o600
     logged = service.tail()
     assert secret not in logged
-    assert token not in logged
+    for name in ("token", "data-plane.secret"):
+        assert (service.home / "ray" / name).stat().st_mode & 0o777 == 0o600
+        assert (service.home / "ray" / name).read_text() not in logged

@@ -63,6 +63,7 @@ NARROWER = {
     "workers.training": {"ray", "httpx", "requests", "socket", "urllib", "http"},
     "workers.openlora": {"ray", "httpx", "requests", "socket", "urllib", "http"},
     "workers.attribution": {"ray", "httpx", "requests", "socket", "urllib", "http"},
+    "workers.replicas": {"ray", "requests", "socket", "urllib", "http"},
     "workers.evaluation": {"ray", "httpx", "requests", "socket", "urllib", "http"},
     "projections": {"psycopg", "psycopg_pool"},
 }

@@ -8,7 +8,7 @@ retired it. Knows the client, the cache and the engine; no network of its own.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,15 +35,23 @@ class Adapters(Protocol):
 
 
 class LedgerAdapters:
-    """The adapters of one engine; one event loop."""
+    """The adapters of one engine; one event loop. `at_home` says which ones this engine is likely
+    to be asked for, and so prefetches; it loads others when they are asked for."""
 
     def __init__(
-        self, client: Client, cache: ArtefactCache, serving: AsyncEngine, digest: str
+        self,
+        client: Client,
+        cache: ArtefactCache,
+        serving: AsyncEngine,
+        digest: str,
+        *,
+        at_home: Callable[[str], bool] = lambda adapter: True,
     ) -> None:
         self._client = client
         self._cache = cache
         self._serving = serving
         self._digest = digest
+        self._at_home = at_home
         self._loaded: dict[str, Path] = {}
         self._loading: dict[str, asyncio.Lock] = {}
         self._seen: set[str] = set()
@@ -87,7 +95,7 @@ class LedgerAdapters:
         # Only what is new: loading all there are would drive the used ones out of memory.
         fresh = [str(r["adapter"]) for r in published if str(r["adapter"]) not in self._seen]
         self._seen = listed
-        for adapter in fresh[-MAX_PREFETCH:]:
+        for adapter in [a for a in fresh if self._at_home(a)][-MAX_PREFETCH:]:
             try:
                 await self.ensure(adapter)
             except LedgerError as error:

@@ -26,6 +26,7 @@ from workers.replicas.adapters import LedgerAdapters
 from workers.replicas.backend import EngineBackend
 from workers.replicas.protocol import DRAINING, READY, Hello
 from workers.replicas.registry import Registration
+from workers.replicas.routing import order
 from workers.replicas.server import ReplicaServer
 
 log = structlog.get_logger(__name__)
@@ -166,7 +167,12 @@ def open_replica(spec: WorkerSpec, *, name: str, host: str, threads: int) -> Rep
     serving = AsyncEngine(Engine(_placed(model), tokenizer, config))
     serving.start()
     client = spec.client()
-    adapters = LedgerAdapters(client, ArtefactCache(client, spec.home / "cache"), serving, digest)
+
+    def at_home(adapter: str) -> bool:
+        return order(adapter, {*registry.registered(spec.home), name})[0] == name
+
+    cache = ArtefactCache(client, spec.home / "cache")
+    adapters = LedgerAdapters(client, cache, serving, digest, at_home=at_home)
     backend = EngineBackend(serving, adapters, digest)
     return Replica(backend, adapters, home=spec.home, name=name, host=host)
 
