@@ -23,7 +23,7 @@ from tests.unit.openlora_world import (
     save_adapter,
     tiny_llama,
 )
-from workers.openlora import layers
+from workers.openlora import working
 from workers.openlora.errors import PromptTooLong, UnknownAdapter
 
 torch.set_num_threads(1)
@@ -114,7 +114,7 @@ def test_either_form_serves_distinct_adapters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The cost rule decides about speed only."""
-    monkeypatch.setattr(layers, "dense_is_cheaper", lambda **_: form == "dense")
+    monkeypatch.setattr(working, "dense_is_cheaper", lambda **_: form == "dense")
     engine = engine_for(base)
     load(engine, *adapters)
     names = [None, *(a.name for a in adapters)]

@@ -81,12 +81,15 @@ class AdapterWeights:
     """One adapter in host memory, ready to be copied.
 
     `a[name]` is (rank, in), `b[name]` is (rank, out) with the scale alpha/r already multiplied in,
-    so that the delta of a row x is `(x @ a.T) @ b`.
+    so that the delta of a row x is `(x @ a.T) @ b`. Both map the same names in the same order: the
+    order of the base model's targets. `flat` (elements,), where it is given, is the one tensor
+    that all of them are views of: a, b of the first target, a, b of the second, and so on.
     """
 
     rank: int
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
+    flat: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
