@@ -23,7 +23,7 @@ from workers import base_model
 from workers.attribution.index import IndexedRow
 from workers.training.config import TrainingConfig
 from workers.training.data import pad_id, prompt_ids
-from workers.training.trainer import TrainingRow, train
+from workers.training.trainer import train
 
 Pair = tuple[str, str]
 EACH = 10
@@ -229,17 +229,7 @@ def attacked_rows(world: World, attack: Sequence[Pair], attacker: str) -> list[I
 
 def trained(rows: Sequence[IndexedRow], out: Path, epochs: int = 8) -> tuple[Any, Any]:
     """The bundled model with an adapter that learnt `rows`, and its tokenizer."""
-    training = [
-        TrainingRow(
-            contribution=r.contribution,
-            index=r.index,
-            row_hash=r.row_hash,
-            prompt=r.prompt,
-            completion=r.completion,
-        )
-        for r in rows
-    ]
-    train(TrainingConfig(epochs=epochs, seed=1), base_model.BUNDLED, training, out)
+    train(TrainingConfig(epochs=epochs, seed=1), base_model.BUNDLED, rows, out)
     model, tokenizer = base_model.load(base_model.BUNDLED)
     return PeftModel.from_pretrained(model, str(out)), tokenizer
 

@@ -17,7 +17,7 @@ class MadeRow:
 
     contribution: str
     registered_index: int
-    position: int
+    index: int
     prompt: str
     completion: str
 
@@ -31,11 +31,11 @@ def contribution(name: str, registered: int, pairs: Sequence[tuple[str, str]]) -
         MadeRow(
             contribution=name,
             registered_index=registered,
-            position=position,
+            index=number,
             prompt=prompt,
             completion=completion,
         )
-        for position, (prompt, completion) in enumerate(pairs)
+        for number, (prompt, completion) in enumerate(pairs)
     ]
 
 

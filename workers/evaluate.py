@@ -178,18 +178,7 @@ def run_rows(client: Client, run: str) -> tuple[list[IndexedRow], Mapping[str, A
     from workers.runs import fetch_rows
 
     found = client.get(f"/v1/runs/{run}")
-    rows = [
-        IndexedRow(
-            contribution=r.contribution,
-            index=r.position,
-            row_hash=r.row_hash,
-            contributor=r.contributor,
-            prompt=r.prompt,
-            completion=r.completion,
-            registered_index=r.registered_index,
-        )
-        for r in fetch_rows(client, run)
-    ]
+    rows = list(fetch_rows(client, run))
     if not rows:
         raise InvalidEvent(f"run {run} has no approved rows: there is nothing to evaluate")
     return rows, found

@@ -43,7 +43,7 @@ class WorkerSpec:
         """Folder of the base model; raises ConfigError where there is none."""
         from workers import base_model
 
-        path = self.base_model or base_model.BUNDLED
+        path = base_model.folder(self.base_model)
         if not path.is_dir():
             raise ConfigError(
                 f"no base model at {path}; give a folder with config.json and model.safetensors "

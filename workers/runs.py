@@ -35,26 +35,13 @@ from workers.attribution.index import Index, IndexedRow, load_index
 from workers.link import WorkerSpec
 from workers.screen import screened
 from workers.training.config import TrainingConfig
-from workers.training.trainer import MAX_ROWS, TrainingResult, TrainingRow, train
+from workers.training.trainer import MAX_ROWS, TrainingResult, train
 
 log = structlog.get_logger(__name__)
 
 PROGRESS_S = 0.5
 
 Phase = Callable[[str, int, int, str | None], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSource:
-    """A row with its place in the ledger: what training and index both need."""
-
-    contribution: str
-    contributor: str
-    registered_index: int
-    position: int
-    row_hash: str
-    prompt: str
-    completion: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +105,7 @@ def execute(spec: WorkerSpec, run: Mapping[str, Any], client: Client) -> Outcome
     )
 
 
-def fetch_rows(client: Client, run: str) -> Iterator[RowSource]:
+def fetch_rows(client: Client, run: str) -> Iterator[IndexedRow]:
     """The run's rows in log order, each contribution held against what its event committed to."""
     count = 0
     for found in client.pages(f"/v1/runs/{run}/contributions"):
@@ -126,15 +113,15 @@ def fetch_rows(client: Client, run: str) -> Iterator[RowSource]:
         count += len(rows)
         if count > MAX_ROWS:
             raise InvalidEvent(f"the run has more than {MAX_ROWS} rows (MAX_ROWS)")
-        for position, row in enumerate(rows):
-            yield RowSource(
+        for number, row in enumerate(rows):
+            yield IndexedRow(
                 contribution=found["contribution"],
-                contributor=found["contributor"],
-                registered_index=int(found["index"]),
-                position=position,
+                index=number,
                 row_hash=row.hash.hex(),
+                contributor=found["contributor"],
                 prompt=row.prompt,
                 completion=row.completion,
+                registered_index=int(found["index"]),
             )
 
 
@@ -149,9 +136,9 @@ def contribution_rows(client: Client, found: Mapping[str, Any]) -> list[DataRow]
     return rows
 
 
-def _inputs_name(rows: list[RowSource], config: TrainingConfig, digest: str) -> str:
+def _inputs_name(rows: list[IndexedRow], config: TrainingConfig, digest: str) -> str:
     inputs = {
-        "rows": [[r.contribution, r.position, r.row_hash] for r in rows],
+        "rows": [[r.contribution, r.index, r.row_hash] for r in rows],
         "config": config.to_dict(),
         "base": digest,
     }
@@ -159,34 +146,23 @@ def _inputs_name(rows: list[RowSource], config: TrainingConfig, digest: str) -> 
 
 
 def _train(
-    config: TrainingConfig, base: Path, rows: list[RowSource], out: Path, report: "_Reporter"
+    config: TrainingConfig, base: Path, rows: list[IndexedRow], out: Path, report: "_Reporter"
 ) -> TrainingResult:
-    lines = [
-        TrainingRow(
-            contribution=r.contribution,
-            index=r.position,
-            row_hash=r.row_hash,
-            prompt=r.prompt,
-            completion=r.completion,
-        )
-        for r in rows
-    ]
-
     def on_progress(done: int, total: int, loss: float) -> None:
         report("train", done, total, f"{loss:.4f}")
 
     try:
-        return train(config, base, lines, out, on_progress=on_progress)
+        return train(config, base, rows, out, on_progress=on_progress)
     except Conflict as error:
         # Same rows and settings, other library versions: the snapshot cannot be gone on with.
         log.warning("snapshot of another environment, starting over", reason=error.message)
-        return train(config, base, lines, out, on_progress=on_progress, resume=False)
+        return train(config, base, rows, out, on_progress=on_progress, resume=False)
 
 
 def _index(
     config: TrainingConfig,
     base: Path,
-    rows: list[RowSource],
+    rows: list[IndexedRow],
     work: Path,
     result: TrainingResult,
     report: "_Reporter",
@@ -208,18 +184,7 @@ def _index(
     return build_index(
         lora,
         tokenizer,
-        [
-            IndexedRow(
-                contribution=r.contribution,
-                index=r.position,
-                row_hash=r.row_hash,
-                contributor=r.contributor,
-                prompt=r.prompt,
-                completion=r.completion,
-                registered_index=r.registered_index,
-            )
-            for r in rows
-        ],
+        rows,
         folder,
         adapter_sha256=result.adapter_sha256,
         base_digest=result.base_sha256,

@@ -153,13 +153,14 @@ def _with_weights(
     base: Path | None,
 ) -> None:
     with _extra("workers"):
+        from workers import base_model
         from workers.attribution.audit_index import audit_index
         from workers.attribution.audit_weights import audit_silence, audit_sketch, load_weights
         from workers.attribution.build import config_of
         from workers.attribution.evidence import NotAttributed
         from workers.attribution.index import load_index
         from workers.training.config import TrainingConfig
-    model, tokenizer = load_weights(audit, claim, _base(base), files.adapter(case.run))
+    model, tokenizer = load_weights(audit, claim, base_model.folder(base), files.adapter(case.run))
     answer = files.transcript(case)
     if found is None:
         assert isinstance(document, NotAttributed)
@@ -221,6 +222,7 @@ def replay(
     Needs a key that may read the rows. A replay that was killed goes on where it stood.
     """
     with _extra("workers"):
+        from workers import base_model
         from workers.training import replay as training
     case = files.run(run)
     rows = _training_rows(case, files.texts(case))
@@ -228,7 +230,7 @@ def replay(
 
     def once() -> "Replayed":
         return training.replay(
-            case.manifest, rows, _base(base), out, anyway=anyway, on_progress=tell
+            case.manifest, rows, base_model.folder(base), out, anyway=anyway, on_progress=tell
         )
 
     try:
@@ -303,12 +305,6 @@ def _training_rows(case: RunCase, texts: Texts) -> list["TrainingRow"]:
             )
         )
     return rows
-
-
-def _base(base: Path | None) -> Path:
-    from workers import base_model
-
-    return base or base_model.BUNDLED
 
 
 def _still_trusted(

@@ -44,7 +44,7 @@ from workers.attribution.scan import dots, float_product
 from workers.attribution.sketch import Sketch
 from workers.training.config import TrainingConfig
 from workers.training.data import pad_id
-from workers.training.trainer import TrainingRow, train
+from workers.training.trainer import train
 
 TLDR = Path(__file__).parents[3] / "shared" / "data" / "tldr.jsonl"
 SCAN_ROWS, SCAN_DIM = 100_000, 1_024
@@ -237,18 +237,8 @@ def row(n: int, contributor: str, prompt: str, completion: str) -> IndexedRow:
 
 def fit(rows: list[IndexedRow], out: Path, *, epochs: int) -> tuple[Any, Any, float]:
     """Model with its adapter, tokenizer, and CPU seconds an epoch."""
-    training = [
-        TrainingRow(
-            contribution=r.contribution,
-            index=r.index,
-            row_hash=r.row_hash,
-            prompt=r.prompt,
-            completion=r.completion,
-        )
-        for r in rows
-    ]
     config = TrainingConfig(epochs=epochs, max_len=MAX_LEN)
-    _, seconds = timed(lambda: train(config, base_model.BUNDLED, training, out))
+    _, seconds = timed(lambda: train(config, base_model.BUNDLED, rows, out))
     model, tokenizer = base_model.load(base_model.BUNDLED)
     return PeftModel.from_pretrained(model, str(out)), tokenizer, seconds / epochs
 

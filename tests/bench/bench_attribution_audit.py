@@ -28,7 +28,7 @@ from ledger.domain.envelope import leaf_hash
 from ledger.domain.ids import sha256_hex
 from ledger.domain.rows import tree_root
 from tests.gates_world import SHARED, real
-from tests.unit.audit_answers import INFERENCE, contribution, contributor, fact, training_rows
+from tests.unit.audit_answers import INFERENCE, contribution, contributor, fact
 from workers import base_model
 from workers.attribution import audit
 from workers.attribution.audit_index import compare_indexes
@@ -155,7 +155,7 @@ def child(folder: Path, name: str, data: Path) -> None:
     adapter = folder / "adapter"
     config = TrainingConfig(epochs=EPOCHS, seed=1)
     if not adapter.exists():
-        train(config, base_model.BUNDLED, training_rows(rows[:ROWS]), adapter)
+        train(config, base_model.BUNDLED, rows[:ROWS], adapter)
     model, tokenizer = base_model.load(base_model.BUNDLED)
     lora = PeftModel.from_pretrained(model, str(adapter))
     lora.eval()

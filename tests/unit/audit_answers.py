@@ -22,7 +22,7 @@ from workers.attribution.index import Index, IndexConfig, IndexedRow
 from workers.attribution.query import attribute
 from workers.attribution.terms import NO_TERMS, Terms
 from workers.training.config import TrainingConfig
-from workers.training.trainer import TrainingResult, TrainingRow, train
+from workers.training.trainer import TrainingResult, train
 
 PLACES = "Oslo Rome Lima Kotor Ghent Split".split()  # noqa: SIM905
 TOLD = (
@@ -144,7 +144,7 @@ def answered(folder: Path, *, epochs: int = 10, seed: int = 1) -> Answered:
     torch.set_num_threads(1)
     rows = facts()
     config = TrainingConfig(epochs=epochs, seed=seed)
-    result = train(config, base_model.BUNDLED, training_rows(rows), folder / "adapter")
+    result = train(config, base_model.BUNDLED, rows, folder / "adapter")
     model, tokenizer = base_model.load(base_model.BUNDLED)
     lora = PeftModel.from_pretrained(model, str(folder / "adapter"))
     lora.eval()
@@ -161,16 +161,3 @@ def answered(folder: Path, *, epochs: int = 10, seed: int = 1) -> Answered:
         folder=folder, rows=rows, config=config, result=result, index=index, model=lora,
         tokenizer=tokenizer,
     )  # fmt: skip
-
-
-def training_rows(rows: Sequence[IndexedRow]) -> list[TrainingRow]:
-    return [
-        TrainingRow(
-            contribution=r.contribution,
-            index=r.index,
-            row_hash=r.row_hash,
-            prompt=r.prompt,
-            completion=r.completion,
-        )
-        for r in rows
-    ]

@@ -58,7 +58,7 @@ from workers.attribution.shares import shares_from_scores
 from workers.attribution.sketch import Sketch, fit_projection, quantise, select
 from workers.training.config import TrainingConfig
 from workers.training.data import pad_id, prompt_ids
-from workers.training.trainer import TrainingRow, train
+from workers.training.trainer import train
 
 CONTRIBUTORS, EACH = 15, 5
 KINDS = "harbour crop festival river drink".split()  # noqa: SIM905
@@ -113,17 +113,7 @@ def row(who: int, number: int, prompt: str, completion: str) -> IndexedRow:
 
 
 def trained(rows: list[IndexedRow], out: Path, epochs: int) -> tuple[Any, Any]:
-    training = [
-        TrainingRow(
-            contribution=r.contribution,
-            index=r.index,
-            row_hash=r.row_hash,
-            prompt=r.prompt,
-            completion=r.completion,
-        )
-        for r in rows
-    ]
-    train(TrainingConfig(epochs=epochs, seed=1), base_model.BUNDLED, training, out)
+    train(TrainingConfig(epochs=epochs, seed=1), base_model.BUNDLED, rows, out)
     model, tokenizer = base_model.load(base_model.BUNDLED)
     return PeftModel.from_pretrained(model, str(out)), tokenizer
 

@@ -59,6 +59,11 @@ def test_the_bundled_folder_is_small() -> None:
     assert "README.md" in {f.name for f in files}
 
 
+def test_a_base_model_that_nobody_names_is_the_bundled_one(tmp_path: Path) -> None:
+    assert base_model.folder(None) == base_model.folder("") == base_model.BUNDLED
+    assert base_model.folder(tmp_path) == base_model.folder(str(tmp_path)) == tmp_path
+
+
 def test_it_answers_from_a_context_that_it_never_saw() -> None:
     from workers.base_model.evaluate import answer
 

@@ -16,6 +16,7 @@ import torch
 from ledger.domain.canonical import parse_canonical
 from ledger.errors import ComputeError, Conflict, InvalidEvent, TooLarge
 from workers import base_model
+from workers.attribution.index import IndexedRow
 from workers.training import trainer
 from workers.training.config import TrainingConfig
 from workers.training.trainer import (
@@ -89,6 +90,14 @@ def test_two_trainings_give_the_same_bytes(
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_row_of_the_index_trains_as_it_is(reference: tuple[TrainingResult, Path]) -> None:
+    rows = [IndexedRow(**asdict(row), contributor="ann", registered_index=7) for row in ROWS]
+    # A finished run is found by the hash of all its inputs; other ones are a Conflict.
+    assert train(CONFIG, base_model.BUNDLED, rows, reference[1]) == reference[0]
+    with pytest.raises(Conflict):
+        train(CONFIG, base_model.BUNDLED, rows[1:], reference[1])
 
 
 def test_another_seed_gives_another_adapter(

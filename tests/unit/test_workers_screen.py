@@ -12,8 +12,9 @@ from tests.actors import ANN, BEN, EVE, OWNER, Actor
 from tests.gates_world import Attacks, contribution
 from tests.workers_api import FACTS, WORKER, WorkersApi, write_key
 from workers import screen as gates
+from workers.attribution.index import IndexedRow
 from workers.link import WorkerClient, WorkerSpec
-from workers.runs import RowSource, execute, fetch_rows
+from workers.runs import execute, fetch_rows
 from workers.screen import screened
 
 ATTACKS = Attacks(contribution("facts", 0, [pair for pairs in FACTS.values() for pair in pairs]))
@@ -57,7 +58,7 @@ def test_a_flagged_contribution_is_held_and_left_out(world: World) -> None:
     rows = list(fetch_rows(world.client, run))
     kept = screened(world.client, run, rows)
     assert kept == [row for row in rows if row.contribution in world.good]
-    assert all(isinstance(row, RowSource) for row in kept)
+    assert all(isinstance(row, IndexedRow) for row in kept)
     (hold,) = world.holds()
     assert hold["contribution"] == world.junk
     assert hold["reason"] == "junk"

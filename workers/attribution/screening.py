@@ -42,7 +42,7 @@ MAX_SOURCES_NAMED = 10
 
 
 class Row(Protocol):
-    """What is read of a row; `workers.runs.RowSource` has it."""
+    """What is read of a row; `IndexedRow` has it."""
 
     @property
     def contribution(self) -> str: ...
@@ -51,7 +51,7 @@ class Row(Protocol):
     @property
     def registered_index(self) -> int: ...
     @property
-    def position(self) -> int: ...
+    def index(self) -> int: ...
     @property
     def prompt(self) -> str: ...
     @property
@@ -62,8 +62,8 @@ class Row(Protocol):
 class Flag:
     """Why one contribution should wait. `score_ppm` is at or above `threshold_ppm`.
 
-    `rows` are positions in the contribution, the first MAX_ROWS_NAMED of `count`; `kinds` says how
-    many rows showed what; `sources` are rows of others, `<contribution>/<position>`.
+    `rows` are numbers in the contribution, the first MAX_ROWS_NAMED of `count`; `kinds` says how
+    many rows showed what; `sources` are rows of others, `<contribution>/<row>`.
     """
 
     contribution: str
@@ -80,7 +80,7 @@ class Flag:
 def screen(rows: Sequence[Row]) -> list[Flag]:
     """The flags of all contributions in `rows`, by contribution in order of registration; at most
     one for each reason. The answer depends on texts and registration alone."""
-    ordered = sorted(rows, key=lambda row: (row.registered_index, row.contribution, row.position))
+    ordered = sorted(rows, key=lambda row: (row.registered_index, row.contribution, row.index))
     view = _View(ordered)
     flags = []
     for contribution, members in view.members.items():
@@ -113,7 +113,7 @@ class _View:
         return bool(taken and taken * PPM_WHOLE >= BORROWED_PPM * words)
 
     def name(self, number: int) -> str:
-        return f"{self.rows[number].contribution}/{self.rows[number].position}"
+        return f"{self.rows[number].contribution}/{self.rows[number].index}"
 
     def flag(
         self,
@@ -131,7 +131,7 @@ class _View:
             reason=reason,
             score_ppm=len(found) * PPM_WHOLE // of,
             threshold_ppm=threshold_ppm,
-            rows=tuple(self.rows[number].position for number in found[:MAX_ROWS_NAMED]),
+            rows=tuple(self.rows[number].index for number in found[:MAX_ROWS_NAMED]),
             count=len(found),
             of=of,
             kinds=dict(kinds),

@@ -24,6 +24,11 @@ A README, a .gitattributes or a weights file in another format cannot: `load` re
 _CHUNK = 1 << 20
 
 
+def folder(named: str | Path | None) -> Path:
+    """The base model that somebody named, in settings or on a command line; else the bundled."""
+    return Path(named) if named else BUNDLED
+
+
 def load(path: str | Path = BUNDLED) -> tuple[Any, Any]:
     """`(model, tokenizer)`: a causal LM in float32 in eval mode on the CPU, and its tokenizer.
 

@@ -34,7 +34,7 @@ from workers.attribution.query import encode_answer
 from workers.evaluation.subsets import Subset
 from workers.training.config import TrainingConfig
 from workers.training.data import collate, pad_id, prompt_ids
-from workers.training.trainer import MANIFEST_FILE, TrainingRow, train
+from workers.training.trainer import MANIFEST_FILE, train
 
 UNIT_VERSION = 1
 MAX_QUERIES = 4_096
@@ -142,16 +142,7 @@ def adapter_folder(trial: Trial, seed: int) -> Path:
 
 def fit(trial: Trial, unit: Unit, out: Path) -> None:
     """Train the adapter of one unit into `out`; returns at once when it lies there finished."""
-    rows = [
-        TrainingRow(
-            contribution=r.contribution,
-            index=r.index,
-            row_hash=r.row_hash,
-            prompt=r.prompt,
-            completion=r.completion,
-        )
-        for r in (trial.rows[i] for i in unit.subset)
-    ]
+    rows = [trial.rows[i] for i in unit.subset]
     train(replace(trial.config, seed=unit.seed), trial.base_path, rows, out)
 
 

@@ -28,7 +28,7 @@ from workers.training.trainer import (
     MANIFEST_FILE,
     MANIFEST_VERSION,
     Progress,
-    TrainingRow,
+    Row,
     environment,
     train,
 )
@@ -63,7 +63,7 @@ def wanted_rows(manifest: bytes) -> list[tuple[str, int, str]]:
 
 def replay(
     manifest: bytes,
-    rows: Sequence[TrainingRow],
+    rows: Sequence[Row],
     base: Path,
     out_dir: Path,
     *,
@@ -121,7 +121,7 @@ def _config(value: Mapping[str, Any]) -> TrainingConfig:
         raise Inconsistent(f"the manifest's settings cannot be trained with: {error}") from error
 
 
-def _check_rows(wanted: Sequence[tuple[str, int, str]], rows: Sequence[TrainingRow]) -> None:
+def _check_rows(wanted: Sequence[tuple[str, int, str]], rows: Sequence[Row]) -> None:
     given = [(row.contribution, row.index, row.row_hash) for row in rows]
     if len(given) != len(wanted):
         raise Inconsistent(f"{len(given)} rows were given; the manifest lists {len(wanted)}")

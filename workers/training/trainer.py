@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import peft
 import torch
@@ -62,6 +62,22 @@ _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, mean token loss of the batch in nats).
 What it raises ends the run; the last snapshot stays."""
+
+
+class Row(Protocol):
+    """What training reads of a row: a TrainingRow has it, and so has the attribution index's
+    IndexedRow, which needs no turning into another."""
+
+    @property
+    def contribution(self) -> str: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def row_hash(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def completion(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +126,7 @@ class _Plan:
 def train(
     config: TrainingConfig,
     base_path: str | Path,
-    rows: Sequence[TrainingRow],
+    rows: Sequence[Row],
     out_dir: Path,
     *,
     on_progress: Progress | None = None,
@@ -177,9 +193,7 @@ def steps_in_all(config: TrainingConfig, rows: int) -> int:
     return config.epochs * math.ceil(rows / config.batch_size)
 
 
-def _plan(
-    config: TrainingConfig, base_sha256: str, rows: Sequence[TrainingRow], tokenizer: Any
-) -> _Plan:
+def _plan(config: TrainingConfig, base_sha256: str, rows: Sequence[Row], tokenizer: Any) -> _Plan:
     examples = [
         encode_row(
             tokenizer,
@@ -451,7 +465,7 @@ def _settle(part: Path, path: Path) -> str:
 # Inputs and the machine
 
 
-def _check_rows(rows: Sequence[TrainingRow]) -> None:
+def _check_rows(rows: Sequence[Row]) -> None:
     if not rows:
         raise InvalidEvent(
             "a training run needs at least one row: the datanet has no approved contribution yet"
