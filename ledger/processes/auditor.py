@@ -19,6 +19,7 @@ from ledger.log.answer_case import AnswerCase, RunCase, answer_case
 from ledger.log.row_terms import read_terms
 from ledger.ports import LogSource
 from ledger.processes.audit_files import AuditFiles, Texts, row_of
+from ledger.processes.workplace import workplace
 from ledger.verify.encoding import printable
 from ledger.verify.packet import Packet, check_packet, format_packet
 
@@ -173,7 +174,7 @@ def _with_weights(
     )  # fmt: skip
     if index:
         rows = _indexed_rows(case.run, files.texts(case.run))
-        with _workplace(files.cache) as work:
+        with workplace(files.cache / "rebuild") as work:
             recipe = TrainingConfig.from_dict(case.run.requested.envelope.body["config"])
             config = config_of(recipe, model)
             audit_index(audit, found.committed, model, tokenizer, rows, work, config)
@@ -333,15 +334,3 @@ def _extra(name: str) -> Iterator[None]:
             f"{error.name} is not installed: this needs `pip install 'tributary-ledger[client,"
             f"{name}]'`"
         ) from error
-
-
-@contextmanager
-def _workplace(cache: Path) -> Iterator[Path]:
-    """A fresh folder for a build; what a killed one left is swept away."""
-    work = cache / "rebuild"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
