@@ -32,6 +32,10 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
         "OpenLoRA beside peft's mixed batch and plain `generate`",
         ["--quick", "--cpu-time"],
     ),
+    "serving": (
+        "Serving through HTTP beside the engine alone: 64 clients, a crowd, a kill",
+        ["--report", "docs/LOADTEST.md"],
+    ),
     "attribution": ("What an attribution index costs, and an answer", []),
     "attribution_audit": ("Audits: what another machine does to sketches, and what they cost", []),
     "evidence": ("Verbatim spans, and gates against junk and copies, on real rows", []),
@@ -41,8 +45,8 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
         ["--jobs", "2"],
     ),
 }
-LONGER_S = {"fidelity": 5_400, "attacks": 3_600}
-"""Bounds of those that retrain: half an hour on two free cores (attacks: ten minutes), and
+LONGER_S = {"fidelity": 5_400, "attacks": 3_600, "serving": 1_800}
+"""Bounds of those that take longer. Those that retrain: half an hour on two free cores (attacks: ten minutes), and
 more on a busy machine."""
 
 
