@@ -46,8 +46,8 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     ),
 }
 LONGER_S = {"fidelity": 5_400, "attacks": 3_600, "serving": 1_800}
-"""Bounds of those that take longer. Those that retrain: half an hour on two free cores (attacks: ten minutes), and
-more on a busy machine."""
+"""Bounds of those that take longer. Those that retrain: half an hour on two free cores (attacks:
+ten minutes), and more on a busy machine."""
 
 
 def main(names: list[str]) -> int:

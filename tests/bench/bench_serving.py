@@ -250,7 +250,7 @@ def picture(trial: Trial, path: Path) -> None:
             page = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}).new_page()
             page.goto(f"{trial.up.url}/serving")
             expect(page.locator("#status")).to_have_text("Live")
-            path.write_bytes(small_png(page.screenshot(full_page=True)))
+            path.write_bytes(small_png(browser, page.screenshot(full_page=True)))
         say(f"wrote {path}")
 
     trial.load(2 * PICTURE_AFTER_S, retry=True, during=take)
