@@ -372,7 +372,7 @@ def gates(
 
     def shares_are_of_the_run(event: Envelope) -> None:
         blobs_there("evidence_sha256")(event)
-        entitled = {row["contributor"] for row in queries.run_inputs(event.body["run"])}
+        entitled = queries.inputs_of(event.body["run"]).contributors
         strangers = {share["contributor"] for share in event.body["shares"]} - entitled
         if strangers:
             raise Conflict(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, LiteralString
 
 from ledger.domain.datanets import DatanetPolicy
+from projections.run_inputs import KeptInputs, RunInputs
 
 Found = dict[str, Any]
 MAX_FOUND = 1_000
@@ -11,6 +12,8 @@ MAX_FOUND = 1_000
 
 class ConsentQueries:
     """The part of `projections.queries.Queries` with these; it brings `_all` and `_one`."""
+
+    _kept: KeptInputs
 
     def policy(self, datanet: str) -> DatanetPolicy:
         """The policy in force: the newest one that was set, or the defaults."""
@@ -44,12 +47,31 @@ class ConsentQueries:
             limit=max(0, min(limit, MAX_FOUND)),
         )
 
-    def run_terms(self, run: str) -> Found:
-        """What the ledger says now about the inputs of a run, and at which size of the log: one
-        statement, so that rows and position are of one moment."""
-        found = self._one(_TERMS, run)
-        assert found is not None, "position has one row"
+    def inputs_of(self, run: str) -> RunInputs:
+        """What a run may train on, whatever became of it later: `run_inputs` without the rows. Read
+        once for each run and kept; empty for a run that is not projected yet."""
+        found = self._kept.get(run)
+        if found is None:
+            found = RunInputs.of(self._all(_INPUTS, run))
+            self._kept.keep(run, found)
         return found
+
+    def run_terms(self, run: str) -> Found:
+        """What the ledger says now about the inputs of a run, and at which size of the log.
+
+        Which contributions those are is fixed, and kept; what was withdrawn, held or split is read
+        each time, of the whole datanets, which are few rows beside a run's. It is one statement, so
+        that rows and position are of one moment.
+        """
+        inputs = self.inputs_of(run)
+        found = self._one(_TERMS, *[list(inputs.datanets)] * 3)
+        assert found is not None, "position has one row"
+        return {
+            "log_size": found["log_size"],
+            "withdrawn": [one for one in found["withdrawn"] if one in inputs.contributions],
+            "held": [one for one in found["held"] if one in inputs.contributions],
+            "splits": [[one, n] for one, n in found["splits"] if one in inputs.contributions],
+        }
 
     def adapters_of(
         self, contribution: str, *, after: int = -1, limit: int = MAX_FOUND
@@ -111,25 +133,25 @@ class ConsentQueries:
         raise NotImplementedError
 
 
+# run -> the approvals that it rests on -> their contributions.
+_INPUTS: LiteralString = """
+    SELECT c.contribution, c.contributor, c.datanet
+      FROM projections.things AS t
+      JOIN projections.lineage AS l ON l.child = t."index" AND l.field = 'inputs'
+      JOIN projections.lineage AS s ON s.child = l.parent AND s.field = 'contribution'
+      JOIN projections.contributions AS c ON c."index" = s.parent
+     WHERE t.kind = 'run' AND t.id = %s
+"""
 _TERMS: LiteralString = """
-    WITH inputs AS (
-        SELECT c.contribution, c.status, coalesce(h.active, false) AS held
-          FROM projections.things AS t
-          JOIN projections.lineage AS l ON l.child = t."index" AND l.field = 'inputs'
-          JOIN projections.lineage AS s ON s.child = l.parent AND s.field = 'contribution'
-          JOIN projections.contributions AS c ON c."index" = s.parent
-          LEFT JOIN projections.holds AS h ON h.contribution = c.contribution
-         WHERE t.kind = 'run' AND t.id = %s
-    )
     SELECT events AS log_size,
            (SELECT coalesce(json_agg(contribution ORDER BY contribution), '[]')
-              FROM inputs WHERE status = 'withdrawn') AS withdrawn,
+              FROM projections.contributions
+             WHERE status = 'withdrawn' AND datanet = ANY(%s)) AS withdrawn,
            (SELECT coalesce(json_agg(contribution ORDER BY contribution), '[]')
-              FROM inputs WHERE held) AS held,
-           (SELECT coalesce(json_agg(json_build_array(a.contribution, a."row")
-                                     ORDER BY a.contribution, a."row"), '[]')
-              FROM inputs JOIN projections.appeals AS a USING (contribution)
-             WHERE a.status = 'split') AS splits
+              FROM projections.holds WHERE active AND datanet = ANY(%s)) AS held,
+           (SELECT coalesce(json_agg(json_build_array(contribution, "row")
+                                     ORDER BY contribution, "row"), '[]')
+              FROM projections.appeals WHERE status = 'split' AND datanet = ANY(%s)) AS splits
       FROM projections.position
 """
 # contribution -> its approval -> the requests that rest on it -> run -> adapter.

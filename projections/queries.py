@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from ledger.errors import StorageError, TooLarge
 from projections.consent_queries import ConsentQueries
+from projections.run_inputs import KeptInputs
 
 MAX_PAGE = 1_000
 MAX_LINEAGE = 100_000
@@ -31,6 +32,7 @@ class Queries(ConsentQueries):
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self._kept = KeptInputs()
 
     # -- money ---------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Every read helper on a real PostgreSQL, against a ledger whose every answer is known."""
 
 from collections.abc import Iterator
+from typing import Any, LiteralString
 
 import pytest
 from psycopg_pool import ConnectionPool
@@ -8,8 +9,10 @@ from psycopg_pool import ConnectionPool
 from ledger.errors import StorageError, TooLarge
 from ledger.store.rows import PgRowStore
 from projections import queries as queries_module
+from projections import run_inputs
 from projections.queries import Queries
 from projections.registry import TABLES
+from projections.run_inputs import KeptInputs, RunInputs
 from projections.runner import Runner
 from tests.projections_world import (
     HASH,
@@ -23,6 +26,7 @@ from tests.projections_world import (
 )
 
 ANN, BEN, DEV, EVE = (actor(n) for n in range(10, 14))
+REQUEST = {"name": "a run", "base_model": HASH, "base_id": "base", "config": {"seed": 1}}
 
 
 class Story:
@@ -166,6 +170,80 @@ def test_runs_and_what_they_may_train_on(queries: Queries, story: Story) -> None
     inputs = queries.run_inputs(story.run)
     assert [row["contribution"] for row in inputs] == [story.ann, story.ben]
     assert [row["approved_index"] for row in inputs] == story.approved
+
+
+class Counted(Queries):
+    """Remembers what it asked."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        super().__init__(pool)
+        self.asked: list[str] = []
+
+    def _all(self, query: LiteralString, *values: object, **named: object) -> list[dict[str, Any]]:
+        self.asked.append(query)
+        return super()._all(query, *values, **named)
+
+
+def test_inputs_are_read_once_and_what_became_of_them_every_time(pg_url: str) -> None:
+    world = World()
+    world.open()
+    net, other = world.datanet(DEV), world.datanet(DEV)
+    mine, yours, elsewhere = (
+        world.contribute(w, n) for w, n in ((ANN, net), (BEN, net), (EVE, other))
+    )
+    for contribution, datanet in ((mine, net), (yours, net), (elsewhere, other)):
+        world.decide(DEV, datanet, contribution)
+    run, later = (world.new_id() for _ in range(2))
+    with ConnectionPool(pg_url, min_size=1, max_size=1, open=True) as pool:
+        queries, runner = Counted(pool), Runner(ListLog(world.entries), PgRowStore(pool, TABLES))
+
+        def terms(which: str) -> dict[str, Any]:
+            runner.catch_up()
+            found = queries.run_terms(which)
+            assert found == Queries(pool).run_terms(which), "as one sees it who kept nothing"
+            assert found["log_size"] == len(world.entries)
+            return {what: found[what] for what in ("withdrawn", "held", "splits")}
+
+        none: dict[str, Any] = {"withdrawn": [], "held": [], "splits": []}
+        assert terms(run) == none, "not projected yet, and not kept as a run of nothing"
+        world.add("run.requested", DEV, run=run, **REQUEST, datanets=[net])
+        assert terms(run) == none
+        queries.asked.clear()
+        world.decide(ANN, net, mine, "withdrawn")
+        assert terms(run) == none | {"withdrawn": [mine]}
+        world.decide(EVE, other, elsewhere, "withdrawn")
+        world.hold(DEV, net, yours)
+        world.appeal(BEN, net, yours, 3)
+        world.judge("split", DEV, net, yours, 3)
+        assert terms(run) == {"withdrawn": [mine], "held": [yours], "splits": [[yours, 3]]}
+        world.release(DEV, net, yours)
+        assert terms(run) == {"withdrawn": [mine], "held": [], "splits": [[yours, 3]]}
+        assert len(queries.asked) == 3, "three times one statement: the inputs were kept"
+        assert queries.inputs_of(run).contributors == {ANN, BEN}, "whatever became of them later"
+        world.add("run.requested", DEV, run=later, **REQUEST, datanets=[net])
+        assert terms(later) == none | {"splits": [[yours, 3]]}
+        assert queries.inputs_of(later).contributors == {BEN}
+
+
+def test_kept_inputs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_inputs, "MAX_KEPT", 5)
+
+    def inputs(count: int) -> RunInputs:
+        rows = (
+            {"contribution": f"c{n}", "contributor": "ann", "datanet": "d"} for n in range(count)
+        )
+        return RunInputs.of(rows)
+
+    kept = KeptInputs()
+    for run, count in (("a", 2), ("b", 2), ("a", 2), ("none", 0)):
+        kept.keep(run, inputs(count))
+    assert kept.get("none") is None
+    assert kept.get("a") == inputs(2), "asked for last"
+    kept.keep("c", inputs(2))
+    assert kept.get("b") is None
+    assert [kept.get(run) for run in "ac"] == [inputs(2)] * 2
+    kept.keep("large", inputs(9))
+    assert [run for run in ("a", "b", "c", "large") if kept.get(run)] == ["large"]
 
 
 def test_adapters_by_model(queries: Queries, story: Story) -> None:
