@@ -79,7 +79,7 @@ def test_the_check_sees_a_tensor_in_the_wrong_place() -> None:
             lambda: there.__setitem__(torch.tensor([0]), here[:1]),
             lambda: torch.where(there > 0, here, there),
         ):
-            with pytest.raises(RuntimeError, match="over .*'cpu', 'meta'"):
+            with pytest.raises(RuntimeError, match=r"over .*'cpu', 'meta'"):
                 wrong()
         there.copy_(here)
         there[0] = here[0]
@@ -101,9 +101,9 @@ def test_a_whole_engine_mixes_no_devices(
     config: dict[str, Any], adapters: list[SavedAdapter]
 ) -> None:
     """Prompts in chunks, decode, greedy and sampled rows, log probabilities, eviction, moves."""
-    engine = Engine(
-        tiny_llama().to(AWAY), None, EngineConfig(max_rows=4, slots=2, prefill_chunk=4, **config)
-    )
+    model: Any = tiny_llama()
+    model.to(AWAY)
+    engine = Engine(model, None, EngineConfig(max_rows=4, slots=2, prefill_chunk=4, **config))
     with OneDevice() as mode:
         for a in adapters:
             engine.load_adapter(a.name, a.path, a.sha256)

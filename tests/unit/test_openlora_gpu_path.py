@@ -237,6 +237,24 @@ def test_recordings_are_kept_by_shape_and_by_where_their_memory_lies(
     assert (runner.stats.invalidated, runner.stats.recorded, Counting.resets) == (1, 5, 1)
 
 
+def test_no_memory_to_record_with_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(DirectRecorder):
+        tries = 0
+
+        def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            Full.tries += 1
+            if Full.tries == 1:
+                raise torch.OutOfMemoryError("no")
+            return function
+
+    monkeypatch.setattr(graphs, "PAUSE_STEPS", 3)
+    runner = DecodeRunner(lambda s: torch.zeros(s.rows, 2), Full(), max_rows=8, max_len=64)
+    shape = runner.shape(rows=2, length=3, lora=False)
+    for _ in range(6):
+        assert runner.run(shape, memory=0).shape == (2, 2)
+    assert (Full.tries, runner.stats.eager, runner.stats.replayed) == (2, 4, 2)
+
+
 # --- slots ---
 
 SHAPES = {

@@ -30,6 +30,8 @@ MIN_LENGTH = 64
 """Smallest bucket of positions."""
 MAX_RECORDINGS = 96
 """Shapes kept; the least recently replayed one gives way."""
+PAUSE_STEPS = 256
+"""Unrecorded steps after memory ran out in recording one, before it is tried again."""
 WARM_UPS = 2
 """Runs before a capture: libraries choose algorithms and allocate workspaces in the first."""
 
@@ -153,7 +155,7 @@ class RunnerStats:
     recorded: int = 0
     replayed: int = 0
     eager: int = 0
-    """Steps that ran without a recording: recording failed."""
+    """Steps that ran without a recording, which had failed."""
     invalidated: int = 0
     """Times that all recordings were void because memory they read had moved."""
 
@@ -171,6 +173,7 @@ class DecodeRunner:
         self._max_len = max_len
         self._recordings: OrderedDict[Shape, Callable[[], Tensor]] = OrderedDict()
         self._memory: Hashable = None
+        self._pause = 0
 
     def shape(self, *, rows: int, length: int, lora: bool) -> Shape:
         """The padded shape of a step of `rows` rows whose longest has `length` positions."""
@@ -209,13 +212,22 @@ class DecodeRunner:
 
     def _record(self, shape: Shape) -> Callable[[], Tensor] | None:
         """None when this machine or model cannot: then, and from then on, steps run unrecorded.
+        None for a while when there is no memory for it.
 
         The step is repeatable: it writes keys and values that depend on its inputs alone.
         """
         if self._recorder is None:
             return None
+        if self._pause:
+            self._pause -= 1
+            return None
         try:
             repeat = self._recorder.record(lambda: self._step(shape))
+        except torch.OutOfMemoryError:
+            log.warning("openlora has no memory to record a decode step", shape=shape)
+            self.clear()
+            self._pause = PAUSE_STEPS
+            return None
         except Exception as e:  # capture fails in as many ways as there are kernels
             log.warning("openlora decodes without graphs", reason=f"{type(e).__name__}: {e}")
             self.clear()
