@@ -33,6 +33,7 @@ from workers.evaluation.retrain import MAX_QUERIES, Query
 from workers.evaluation.world import World, draw
 from workers.training.config import TrainingConfig
 
+LOOK_S = 5.0
 TASK_RETRIES = 4
 """How often Ray tries a task again whose worker process died; what it had trained is on disk."""
 PARTS = ("fidelity", "payout", "canaries", "costs")
@@ -155,7 +156,10 @@ def deal(jobs: Sequence[Job], tell: Callable[[int, int], None]) -> list[list[flo
     running = {task.remote(jobs[n]): n for n in waiting}
     try:
         while running:
-            ready, _ = ray.wait(list(running), num_returns=1)
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_S)
+            if not ready:
+                ray_cluster.must_answer()  # a dead cluster would never bring anything
+                continue
             running.pop(ready[0])
             ray.get(ready[0])
             finished += 1

@@ -42,6 +42,10 @@ replicas, where there are any."""
 POLL_S = 0.1
 
 
+class Replaced(ComputeError):
+    """A replica was ended to be replaced: no news for anybody but the log."""
+
+
 @dataclass(kw_only=True)
 class _Kept:
     """A replica's handle in the cluster at `address`."""
@@ -83,7 +87,10 @@ class Keeper:
                 self._look(name)
             except ray.exceptions.RayError as error:
                 trouble = designed(error)
-                self._failed(name, trouble)
+                died = isinstance(error, ray.exceptions.RayActorError)
+                self._failed(name, trouble, died=died)
+            except Replaced:
+                raise  # the next one when this one is up again
             except LedgerError as error:
                 trouble = error
         if trouble is not None:
@@ -119,21 +126,18 @@ class Keeper:
             log.warning("replica of another base model", replica=name, was=hello.base_model)
             self._drain([name], DRAIN_S)
             self._end(name)
-            raise ComputeError(f"replica {name} served base model {hello.base_model}; replacing")
+            raise Replaced(f"replica {name} served base model {hello.base_model}; replacing")
         if hello.stuck_s > STUCK_S:
             self._restart(name, f"no step for {hello.stuck_s:.0f} s")
         elif not kept.ready:
             kept.ready = True
             log.info("serving", replica=name, base_model=self._digest, pid=hello.pid)
 
-    def _failed(self, name: str, error: LedgerError) -> None:
-        import ray
-
+    def _failed(self, name: str, error: LedgerError, *, died: bool) -> None:
         kept = self._kept[name]
         kept.ready = False
         kept.failures += 1
         log.warning("replica fails", replica=name, times=kept.failures, why=error.message)
-        died = isinstance(error.__cause__, ray.exceptions.RayActorError)
         if kept.failures < FAILURES:
             return
         self._restart(name, error.message)

@@ -448,6 +448,12 @@ def _join(info: ClusterInfo) -> None:
     )
 
 
+def must_answer() -> None:
+    """Raises ComputeError when the cluster that this process joined is gone."""
+    if _connected is None or not _port_open(_connected):
+        raise ComputeError("Ray died; run the command again, it goes on where it stood")
+
+
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
     """Put back the SIGTERM handler that `ray.init` replaces, where it can: in the main thread."""

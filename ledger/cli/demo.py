@@ -343,8 +343,12 @@ class Story:
                 self.inferences = list(pool.map(ask, enumerate(asked)))
             fees = sum(int(a["fee_wei"]) for a in self.inferences)
             words = sum(a["tokens"] for a in self.inferences)
-            steps = self._client(DEVELOPER).get("/v1/serving")
-            mixed = f"{steps['mixed_steps']} of {steps['decode_steps']} batches mixed both adapters"
+            replicas = self._client(DEVELOPER).get("/v1/serving")["replicas"]
+            mixed_steps, all_steps = (
+                sum(r["stats"].get(name, 0) for r in replicas)
+                for name in ("mixed_steps", "decode_steps")
+            )
+            mixed = f"{mixed_steps} of {all_steps} batches mixed both adapters"
             bar.done(f"{len(asked)} answers, {words} tokens, {format_open(fees)} in fees; {mixed}")
 
     def _ask(self, model: str, prompt: str, token: str) -> dict[str, Any]:
