@@ -11,13 +11,14 @@ Knows no slot, no row and no network.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from workers.openlora.errors import CorruptAdapter, UnsupportedAdapter
@@ -55,6 +56,12 @@ _NO_EFFECT_ON_WEIGHTS = frozenset(
         "init_lora_weights",
     }
 )
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base weights as they are. PiSSA, OLoRA, CorDA and LoftQ do not."""
 
@@ -95,6 +102,14 @@ class AdapterWeights:
     def nbytes(self) -> int:
         return sum(t.nbytes for m in (self.a, self.b) for t in m.values())
 
+    def to(self, device: torch.device) -> "AdapterWeights":
+        """These weights there, in one copy; these themselves where they are there already."""
+        if all(t.device == device for t in self.a.values()):
+            return self
+        halves = [half[name] for name in self.a for half in (self.a, self.b)]
+        flat = self.flat if self.flat is not None else torch.cat([t.flatten() for t in halves])
+        return _viewed(flat.to(device), self.rank, list(self.a), [t.shape[1] for t in halves])
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterLimits:
@@ -104,6 +119,11 @@ class AdapterLimits:
     max_rank: int
     dtype: torch.dtype
     base_names: frozenset[str] = frozenset()
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """Each target's place: adapters are laid out in the order of the base model's linears."""
+        return {name: i for i, name in enumerate(self.targets)}
 
 
 def read_adapter(files: AdapterFiles, limits: AdapterLimits) -> AdapterWeights:
@@ -121,11 +141,7 @@ def read_adapter(files: AdapterFiles, limits: AdapterLimits) -> AdapterWeights:
     if not isinstance(config, dict):
         raise UnsupportedAdapter(f"{CONFIG_FILE} is not a JSON object")
     rank, scale = _check_config(config, limits)
-    try:
-        tensors = load_safetensors(weights_bytes)
-    except Exception as e:  # safetensors raises its own type and plain ones, all for bad bytes
-        raise UnsupportedAdapter(f"{WEIGHTS_FILE} is not a safetensors file: {e}") from e
-    return _layout(tensors, rank, scale, limits)
+    return _layout(_parse(weights_bytes), rank, scale, limits)
 
 
 def _read(path: Path, limit: int, expected: str | None) -> bytes:
@@ -183,11 +199,31 @@ def _check_config(config: Mapping[str, Any], limits: AdapterLimits) -> tuple[int
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
+def _parse(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UnsupportedAdapter."""
+    try:
+        views = safetensors.deserialize(data)
+        tensors = {}
+        for key, view in views:
+            if (dtype := _TYPES.get(view["dtype"])) is None:
+                raise UnsupportedAdapter(
+                    f"tensor {key!r} is {view['dtype']}; expected one of {', '.join(_TYPES)}",
+                    tensor=key,
+                )
+            flat = torch.frombuffer(view["data"], dtype=dtype) if view["data"] else torch.empty(0)
+            tensors[key] = flat.view(view["shape"])
+        return tensors
+    except UnsupportedAdapter:
+        raise
+    except Exception as e:  # safetensors raises its own type and plain ones, all for bad bytes
+        raise UnsupportedAdapter(f"{WEIGHTS_FILE} is not a safetensors file: {e}") from e
+
+
 def _layout(
     tensors: Mapping[str, Tensor], rank: int, scale: float, limits: AdapterLimits
 ) -> AdapterWeights:
-    a: dict[str, Tensor] = {}
-    b: dict[str, Tensor] = {}
+    """Every matrix checked, then copied into one flat tensor in the order of the base's targets."""
+    halves: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     for key, tensor in tensors.items():
         name, half = _target_of(key)
         shape = limits.targets.get(name)
@@ -203,16 +239,61 @@ def _layout(
                 f"tensor {key!r} has shape {tuple(tensor.shape)}; this base model needs {expected}",
                 tensor=key,
             )
-        if not torch.isfinite(tensor).all():
-            raise UnsupportedAdapter(f"tensor {key!r} holds NaN or infinity", tensor=key)
-        if half == "A":
-            a[name] = tensor.to(limits.dtype).contiguous()
-        else:
-            b[name] = (tensor.float() * scale).to(limits.dtype).t().contiguous()
+        halves[half][name] = tensor
+    a, b = halves["A"], halves["B"]
     if not a or a.keys() != b.keys():
         lonely = sorted(a.keys() ^ b.keys())
         raise UnsupportedAdapter(f"lora_A and lora_B do not pair up: {lonely or 'no tensors'}")
-    return AdapterWeights(rank=rank, a=a, b=b)
+    names = sorted(a, key=limits.order.__getitem__)
+    laid = empty_weights(names, rank, limits)
+    _fill(laid, a, b, scale)
+    assert laid.flat is not None
+    low, high = torch.aminmax(laid.flat)
+    if not (math.isfinite(low) and math.isfinite(high)):  # NaN is neither least nor greatest
+        bad = next(
+            n for n in names if not (laid.a[n].isfinite().all() and laid.b[n].isfinite().all())
+        )
+        raise UnsupportedAdapter(f"the adapter of {bad!r} holds NaN or infinity", tensor=bad)
+    return laid
+
+
+def empty_weights(names: Sequence[str], rank: int, limits: AdapterLimits) -> AdapterWeights:
+    """Uninitialised weights of that rank on `names`: one flat tensor and its views."""
+    widths = [
+        width
+        for name in names
+        for width in (limits.targets[name].in_features, limits.targets[name].out_features)
+    ]
+    flat = torch.empty(rank * sum(widths), dtype=limits.dtype)
+    return _viewed(flat, rank, names, widths)
+
+
+def _viewed(flat: Tensor, rank: int, names: Sequence[str], widths: Sequence[int]) -> AdapterWeights:
+    """`widths` are in and out of the first name, in and out of the second, and so on."""
+    parts = flat.split([rank * width for width in widths])
+    views = [part.view(rank, width) for part, width in zip(parts, widths, strict=True)]
+    return AdapterWeights(
+        rank=rank,
+        a=dict(zip(names, views[::2], strict=True)),
+        b=dict(zip(names, views[1::2], strict=True)),
+        flat=flat,
+    )
+
+
+def _fill(
+    laid: AdapterWeights, a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float
+) -> None:
+    """Copy a (rank, in) and b (out, rank) in, b transposed and scaled, rounded once."""
+    exact = [b[name].float() for name in laid.b]  # no copy where it is float32 already
+    torch._foreach_copy_(list(laid.a.values()), [a[name] for name in laid.a])
+    if laid.rank and all(t.dtype == torch.float32 for t in laid.b.values()):
+        into = list(laid.b.values())
+        torch._foreach_copy_(into, [t.t() for t in exact])
+        if scale != 1:
+            torch._foreach_mul_(into, scale)
+        return
+    for into_one, t in zip(laid.b.values(), exact, strict=True):
+        into_one.copy_((t * scale).t())
 
 
 def _target_of(key: str) -> tuple[str, str]:

@@ -35,7 +35,9 @@ _EMPTY = _Profile(0, ())
 
 
 class _Layout:
-    """Rows of `capacity` ranks on `targets`: a[name] (rows, capacity, in), b[name] (..., out)."""
+    """Rows of `capacity` ranks on `targets`: a[name] (rows, capacity, in), b[name] (..., out).
+
+    One more row, `aside`, is room to swap two others: to move rows takes no memory."""
 
     def __init__(
         self, shapes: Mapping[str, TargetShape], rows: int, profile: _Profile, like: Tensor
@@ -43,7 +45,8 @@ class _Layout:
         self.profile = profile
         capacity = profile.rank
         widths = [w for n in profile.targets for w in _widths(shapes[n])]
-        self.memory = like.new_zeros(rows, capacity * sum(widths))
+        memory = like.new_zeros(rows + 1, capacity * sum(widths))
+        self.memory, self.aside = memory[:rows], memory[rows]
         halves = [
             part.view(rows, capacity, width)
             for part, width in zip(
