@@ -97,12 +97,14 @@ class Keeper:
             raise trouble
         return sum(kept.ready for kept in self._kept.values())
 
-    def drain(self, limit_s: float = DRAIN_S) -> int:
-        """Have all finish what they answer, at most `limit_s`; how many answers were cut. They end
-        then: where the cluster is our own with it, elsewhere here."""
+    def drain(self, limit_s: float = DRAIN_S, *, end: bool = True) -> int:
+        """Have all finish what they answer, at most `limit_s`; how many answers were cut. Their
+        processes end then, or with `end` False with the cluster that the caller is about to end."""
         left = self._drain(list(self._kept), limit_s)
         for name in list(self._kept):
-            self._end(name)
+            if end:
+                self._end(name)
+            registry.remove(self._spec.home, name)
         return left
 
     # --- one look ---
@@ -157,8 +159,8 @@ class Keeper:
         import ray
 
         kept = self._kept.pop(name)
-        ray_cluster.call("ray.kill", lambda: ray.kill(kept.actor))
         registry.remove(self._spec.home, name)
+        ray_cluster.call("ray.kill", lambda: ray.kill(kept.actor))
 
     def _drain(self, names: list[str], limit_s: float) -> int:
         """Answers that were still under way at the end."""

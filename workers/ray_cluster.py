@@ -63,7 +63,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 MAX_TEMP_CHARS = 40
 """sockaddr_un.sun_path holds 103 usable bytes; Ray adds up to 62 of its own."""
 JOIN_TIMEOUT_S = 60.0
-LEAVE_TIMEOUT_S = 20.0
+LEAVE_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 60.0
 """Of Ray's calls that have no limit of their own."""
 RECONNECT_S = 120

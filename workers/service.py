@@ -221,7 +221,8 @@ def _drain(cluster: ray_cluster.LocalRay | ray_cluster.AttachedRay, keeper: Keep
     """Let running answers finish, where Ray still does what it is told."""
     try:
         if not ray_cluster.hung() and cluster.alive():
-            cut = keeper.drain()
+            # Ours ends by its pids: no need to ask it, who may not listen any more.
+            cut = keeper.drain(end=isinstance(cluster, ray_cluster.AttachedRay))
             log.info("replicas drained", answers_cut=cut)
     except Exception as error:  # whatever it is, the end must come
         log.warning("replicas not drained", why=str(error)[:300])

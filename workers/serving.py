@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 CALL_TIMEOUT_S = 10.0
 STATS_TIMEOUT_S = 2.0
+MAX_ANSWERS = 4_096
+"""Under way in this process, those that wait for a replica too."""
 LOOK_S = 1.0
 """A waiting request looks around at least this often; changes wake it at once."""
 
@@ -90,11 +92,14 @@ class ServingRouter:
         """Pieces of the answer; closing the generator cancels the request.
 
         Raises NotFound for an adapter that is not published, InvalidEvent for what cannot be
-        answered, Backpressure when every replica's queue is full, Conflict for a request id that
-        is being answered, ComputeError when no replica could begin or continue it.
+        answered, Backpressure when every replica's queue is full or MAX_ANSWERS are under way,
+        Conflict for a request id that is being answered, ComputeError when no replica could begin
+        or continue it.
         """
         if request.request_id in self._answers:
             raise Conflict(f"request {request.request_id!r} is being answered already")
+        if len(self._answers) >= MAX_ANSWERS:
+            raise Backpressure(f"{MAX_ANSWERS} answers at once (MAX_ANSWERS)", retry_after_s=1)
         answering = Answering(request=request, clock=self._clock, submitted=self._clock())
         self._answers[request.request_id] = answering, None, None
         self.counts["requests"] += 1
