@@ -47,11 +47,12 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def pack_linears(model: nn.Module, *, min_elements: int = MIN_ELEMENTS) -> int:
+def pack_linears(model: nn.Module, *, min_elements: int | None = None) -> int:
     """Replace the linears of `model` that pack, in place; returns how many."""
     if not _available():
         return 0
-    found = {p: m for p, m in model.named_modules() if _packs(m, min_elements)}
+    least = MIN_ELEMENTS if min_elements is None else min_elements
+    found = {p: m for p, m in model.named_modules() if _packs(m, least)}
     for path, module in found.items():
         parent, _, leaf = path.rpartition(".")
         assert isinstance(module, nn.Linear)
