@@ -234,7 +234,7 @@ def forward(model: nn.Module, batch: dict[str, Tensor], tape: Tape) -> Predictio
         calls.clear()
     wanted = batch["labels"][:, 1:] != IGNORED
     kept = wanted.any(dim=0).nonzero().squeeze(1)
-    whole = not _keeps(model) or not len(kept) or _on_logits(model, tape)
+    whole = not keeps_positions(model) or not len(kept) or head_is_target(model, tape)
     out = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -327,16 +327,20 @@ def _joined(calls: list[Tensor]) -> Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
-def _keeps(model: Any) -> bool:
+def inner_of(model: Any) -> Any:
+    """The model inside of PEFT's, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def keeps_positions(model: Any) -> bool:
     """Whether the model computes logits at chosen positions only, as most of transformers' do."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return "logits_to_keep" in inspect.signature(inner_of(model).forward).parameters
 
 
-def _on_logits(model: Any, tape: Tape) -> bool:
+def head_is_target(model: Any, tape: Tape) -> bool:
     """Whether the layer that makes logits is a target: it must see every position, as others do."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return any(inner.get_output_embeddings() is target for target in tape.targets)
+    head = inner_of(model).get_output_embeddings()
+    return any(head is target for target in tape.targets)
 
 
 def _active(module: nn.Module) -> list[str]:

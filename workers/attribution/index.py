@@ -47,10 +47,9 @@ from workers.attribution.gradients import (
     Site,
     at_strength,
     backward,
-    forward,
-    loss_sums,
     recording,
 )
+from workers.attribution.losses import batch_losses
 from workers.attribution.scan import dots
 from workers.attribution.sketch import DIM, KEPT, Projection, Sketch, quantise, sketches
 
@@ -271,8 +270,7 @@ def whitened_gradients(
 ) -> Tensor:
     """(batch, width) float32: the gradient of each example, whitened."""
     with recording(model, sites) as tape:
-        losses = loss_sums(forward(model, batch, tape), batch["labels"])
-        traces = backward(tape, losses)
+        traces = backward(tape, batch_losses(model, batch, tape))
     return whitener(traces)
 
 
