@@ -25,6 +25,7 @@ from tests.unit.openlora_world import (
 )
 from workers.openlora import working
 from workers.openlora.errors import PromptTooLong, UnknownAdapter
+from workers.openlora.forward import Forward
 
 torch.set_num_threads(1)
 
@@ -336,13 +337,13 @@ def test_an_answer_ends_in_the_step_that_passes_its_deadline(
     now = [0.0]
     engine = engine_for(base)
     engine._clock = lambda: now[0]
-    forward = engine._forward
+    forward = Forward.__call__
 
     def slow(*a: Any) -> torch.Tensor:
         now[0] += 3.0
         return forward(*a)
 
-    monkeypatch.setattr(engine, "_forward", slow)
+    monkeypatch.setattr(Forward, "__call__", slow)
     engine.submit(request("r", None, prompt_of(3), max_tokens=100, timeout_s=5))
     first, last = engine.step()
     assert first.finish is None
@@ -452,7 +453,7 @@ def test_a_step_that_fails_ends_its_requests_and_no_later_one(
         engine.submit(request(f"r{i}", f"a{i}", prompt_of(4)))
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_forward", lambda *a: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(Forward, "__call__", lambda *a: 1 / 0)
         ended = engine.step()
     assert {d.request_id for d in ended} == {"r0", "r1", "r2", "r3"}
     assert all(isinstance(d.finish.error, ComputeError) for d in ended if d.finish)

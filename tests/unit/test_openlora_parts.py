@@ -8,10 +8,11 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -415,8 +416,9 @@ def test_both_forms_equal_the_definition(seed: int) -> None:
             leaders: dict[object, int] = {
                 id(w): lo + i for i, w in enumerate(held[lo:hi]) if w is not None
             }
-            forms = [working._row(lo, hi), working._dense(lo, hi, leaders)]
-            for form in [working.context.deltas, *forms]:
+            forms: list[Mapping[str, Any]] = [working._row(lo, hi)]
+            forms += [working._dense(lo, hi, leaders), working.context.deltas]
+            for form in forms:
                 delta = form.get(name)
                 got = y.clone() if delta is None else delta.add_to(y.clone(), x)
                 torch.testing.assert_close(got, expected)
@@ -545,7 +547,7 @@ def test_a_disk_that_hangs_does_not_outlast_the_deadline(
         async with AsyncEngine(engine_for(base)) as serving:
             await serving.load_adapter(saved.name, saved.path, saved.sha256)
             release = threading.Event()
-            serving.engine.store.warm = lambda _: release.wait(10)  # type: ignore[assignment,method-assign]
+            serving.engine.warm = lambda _: release.wait(10)  # type: ignore[assignment,method-assign]
             began = time.monotonic()
             slow = request("r", "a0", prompt_of(4), max_tokens=100, timeout_s=0.05)
             [last] = [d async for d in serving.generate(slow)]

@@ -106,7 +106,7 @@ class AsyncEngine:
         if request.adapter_id is None:
             return request
         began = time.monotonic()
-        reading = asyncio.to_thread(self._engine.store.warm, request.adapter_id)
+        reading = asyncio.to_thread(self._engine.warm, request.adapter_id)
         if request.timeout_s is None:
             await reading
             return request

@@ -9,25 +9,29 @@ called, `models` which ones may be. `submit`, `cancel`, `load_adapter`, `retire`
 called from any thread; `step` from one. Knows neither Ray nor HTTP nor asyncio.
 """
 
+import gc
 import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ledger.errors import ComputeError, ConfigError, Conflict, LedgerError
 from workers.openlora.adapter import AdapterFiles, AdapterLimits
+from workers.openlora.batch import Batch, Made
 from workers.openlora.forms import build, plan
 from workers.openlora.forward import Forward, decoder
 from workers.openlora.kv import RowCache
 from workers.openlora.layers import LoraContext, wrap_targets
 from workers.openlora.logs import get_logger
+from workers.openlora.memory import with_memory
 from workers.openlora.meter import Meter
 from workers.openlora.models import checked_window, eos_ids
 from workers.openlora.prefixes import PrefixReuse, leaders_first
@@ -49,7 +53,7 @@ from workers.openlora.requests import (
     check_request,
 )
 from workers.openlora.rows import Row, Rows
-from workers.openlora.sampling import MAX_SEED, Draw, TokenLogprob, choose, logprobs
+from workers.openlora.sampling import MAX_SEED
 from workers.openlora.scheduler import FairQueue, Pace
 from workers.openlora.slots import AdapterStore, storage_like
 from workers.openlora.text import TextStream
@@ -77,8 +81,8 @@ log = get_logger(__name__)
 FIRST_GUESS_TOKENS = 64.0
 """How long an answer is taken to be while none has ended."""
 
-Ended = tuple[Row, str, Delta]
-"""A row that is over, its finish reason, and the delta of its last token."""
+Ended = tuple[Row, str, Delta | None, LedgerError | None]
+"""A row that is over, its finish reason, the delta of its last token, and what went wrong."""
 
 
 @dataclass(kw_only=True)
@@ -93,6 +97,8 @@ class EngineCounters:
     completion_tokens: int = 0
     finished: int = 0
     refused: int = 0
+    sheds: int = 0
+    """Times that memory ran out and was given back."""
 
 
 class Engine:
@@ -148,16 +154,19 @@ class Engine:
         self._cache = RowCache(model_config.num_hidden_layers, pool_rows, self.max_len)
         self._prefixes = PrefixReuse(self._cache, range(config.max_rows, pool_rows))
         self._rows = Rows(cache=self._cache, working=self._working)
-        self._run_model = Forward(model, self._cache, self._working)
-        self._decoder = decoder(self._run_model, planned, config.max_rows)
+        forward = Forward(model, self._cache, self._working)
+        self._decoder = decoder(forward, planned, config.max_rows)
+        self._batch = Batch(forward, self._decoder, self._rows, self._prefixes, config, self._shed)
         self._queue: FairQueue[Row] = FairQueue(config.max_queue)
         self._lock = threading.Lock()  # guards _live, _cancelled and _over: a dict access each
         self._live: dict[str, Row] = {}
         self._cancelled: set[str] = set()
         self._over: list[tuple[Row, str]] = []  # resumed answers that were whole already
         self._pace = Pace()
+        self._stepping = 0  # the thread that steps: recordings are its own
         self._busy_s = 0.0  # time spent in `step`
         self._typical = FIRST_GUESS_TOKENS  # moving average of an answer's length
+        self._fresh: list[Row] = []  # have had their turn, and no row yet
         self.counters = EngineCounters()
         self.meter = Meter(clock)
 
@@ -174,10 +183,16 @@ class Engine:
     ) -> None:
         """Publish an adapter folder whose `adapter_model.safetensors` hashes to `sha256` (hex).
 
-        Running answers are not disturbed. Raises CorruptAdapter, UnsupportedAdapter, Conflict.
+        Running answers are not disturbed. Raises CorruptAdapter, UnsupportedAdapter, Conflict,
+        ComputeError when there is no memory for it.
         """
         files = AdapterFiles(path=Path(path), weights_sha256=sha256, config_sha256=config_sha256)
-        self.store.register(adapter_id, files, check=check)
+        register = partial(self.store.register, adapter_id, files, check=check)
+        with_memory(register, self._shed, f"adapter {adapter_id!r}")
+
+    def warm(self, adapter_id: str) -> None:
+        """Read an adapter ahead of its turn; raises as `load_adapter`, or UnknownAdapter."""
+        with_memory(partial(self.store.warm, adapter_id), self._shed, f"adapter {adapter_id!r}")
 
     def retire(self, adapter_id: str) -> None:
         """No new request for it; accepted ones finish. Raises UnknownAdapter."""
@@ -246,6 +261,9 @@ class Engine:
             "completion_tokens": self.counters.completion_tokens,
             "finished": self.counters.finished,
             "refused": self.counters.refused,
+            "sheds": self.counters.sheds,
+            "prefill_tokens_allowed": self._batch.prefill_tokens.now,
+            "decode_rows_allowed": self._batch.decode_rows.now,
             "adapters": self.store.snapshot(),
             "metrics": self.meter.snapshot(),
         }
@@ -255,10 +273,12 @@ class Engine:
     def step(self) -> list[Delta]:
         """Advance one iteration; the new tokens and endings, in no particular order.
 
-        An iteration that fails (out of memory, our own mistake) ends every request with
-        ComputeError and leaves an empty engine that goes on serving.
+        Out of memory, it gives back what it can, works in smaller parts, and ends those requests
+        alone for which even that is too much. An iteration that fails otherwise (our own mistake)
+        ends every request with ComputeError and leaves an empty engine that goes on serving.
         """
         began = self._clock()
+        self._stepping = threading.get_ident()
         deltas: list[Delta] = []
         try:
             with torch.inference_mode():
@@ -277,9 +297,23 @@ class Engine:
         self._busy_s += self._clock() - began
         return deltas
 
+    def _shed(self) -> int:
+        """Give back what can be spared: adapters in host memory, recordings, torch's own reserve.
+        Returns the bytes that are known of. Any thread."""
+        freed = self.store.shed()
+        if threading.get_ident() == self._stepping:
+            self._decoder.shed()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.counters.sheds += 1
+        log.warning("openlora is out of memory", freed_bytes=freed, rows=len(self._rows))
+        return freed
+
     def fail_all(self, error: LedgerError) -> list[Delta]:
         """End everything with `error`. The engine is empty then, and may go on."""
-        gone = self._queue.take(lambda r: True) + self._rows.clear()
+        gone = self._queue.take(lambda r: True) + self._fresh + self._rows.clear()
+        self._fresh = []
         with self._lock:
             over, self._over = self._over, []
         return [self._finish(r, ERROR, error=error) for r in [*gone, *(r for r, _ in over)]]
@@ -306,8 +340,7 @@ class Engine:
 
     def _admit(self, deltas: list[Delta]) -> None:
         """Give free rows to whose turn it is; first to those whose prompts others begin with."""
-        fresh: list[Row] = []
-        while len(self._rows) + len(fresh) < self.config.max_rows:
+        while len(self._rows) + len(self._fresh) < self.config.max_rows:
             row = self._queue.pop(self._place)
             if row is None:
                 break
@@ -317,9 +350,15 @@ class Engine:
                 continue
             row.started = self._clock()
             self.meter.started(row.started - row.submitted)
-            fresh.append(row)
-        for row in leaders_first(fresh):
-            self._rows.add(row)
+            self._fresh.append(row)
+        self._fresh = leaders_first(self._fresh)
+        while self._fresh:
+            row = self._fresh[0]
+            try:
+                with_memory(partial(self._rows.add, row), self._shed, "a row with its adapter")
+            except ComputeError as e:
+                deltas.append(self._finish(row, ERROR, error=e))
+            self._fresh.pop(0)
 
     def _place(self, row: Row) -> bool:
         """Put the request's adapter into a slot; False when none is free now.
@@ -328,7 +367,9 @@ class Engine:
         """
         if row.entry is not None:
             try:
-                row.weights = self.store.place(row.entry)
+                row.weights = with_memory(
+                    partial(self.store.place, row.entry), self._shed, "the adapter"
+                )
             except LedgerError as e:
                 row.failure = e
                 return True
@@ -340,84 +381,50 @@ class Engine:
     def _prefill(self, deltas: list[Delta]) -> None:
         """One chunk of prompt for the rows that are first in line."""
         began = self._clock()
-        lo = self._rows.decoding
-        ready = self._prefixes.ready(self._rows.all, lo)
-        width = max(r.prefill_left for r in self._rows.all[lo:ready])
-        width = min(width, self.config.prefill_chunk)
-        hi = min(ready, lo + max(1, self.config.prefill_tokens // width))
-        rows = self._rows.all[lo:hi]
-        counts = [min(r.prefill_left, width) for r in rows]
-        width = max(counts)
-
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, (r, n) in enumerate(zip(rows, counts, strict=True)):
-            ids[i, :n] = torch.tensor(r.prefill[r.cached : r.cached + n])
-        column = torch.arange(width)[None]
-        count = torch.tensor(counts)[:, None]
-        start = torch.tensor([r.cached for r in rows])[:, None]
-        # Padding repeats the row's last position for the model and writes where nobody reads.
-        positions = start + torch.minimum(column, count - 1)
-        writes = torch.where(column < count, positions, self.max_len)
-        ends = [i for i, (r, n) in enumerate(zip(rows, counts, strict=True)) if r.prefill_left == n]
-        wanted = sorted({counts[i] - 1 for i in ends}) or [0]
-        logits = self._forward(lo, hi, ids, positions, writes, torch.tensor(wanted))
-
-        for r, n in zip(rows, counts, strict=True):
-            r.cached += n
-            self.counters.prompt_tokens += n
-        self.meter.prefill(rows=len(rows), tokens=sum(counts), seconds=self._clock() - began)
-        if not ends:
-            return
-        where = [wanted.index(counts[i] - 1) for i in ends]
-        finished = self._sample(logits[ends, where], [rows[i] for i in ends], deltas)
-        for i in ends:  # ascending: each goes to the end of the decoding part, never past itself
-            self._rows.promote(lo + i)
-        self._end_rows(finished, deltas)
+        counts, made = self._batch.read()
+        self.counters.prompt_tokens += sum(counts)
+        self.meter.prefill(rows=len(counts), tokens=sum(counts), seconds=self._clock() - began)
+        self._emit(made, deltas)
 
     def _decode(self, deltas: list[Delta]) -> None:
         """One token for each row whose prompt is in the cache."""
         began = self._clock()
-        rows = self._rows.all[: self._rows.decoding]
-        logits = self._decoder.decode([r.output[-1] for r in rows], [r.cached for r in rows])
-        for r in rows:
-            r.cached += 1
+        adapters = [r.request.adapter_id for r in self._rows.all[: self._rows.decoding]]
+        self._emit(self._batch.write(), deltas)
         self.counters.decode_steps += 1
-        adapters = [r.request.adapter_id for r in rows]
         self.counters.mixed_steps += len(set(adapters)) > 1
-        self._end_rows(self._sample(logits, rows, deltas), deltas)
         form, seconds = self._working.last_form, self._clock() - began
         self.meter.decode(adapters, form=form, seconds=seconds)
 
-    def _forward(
-        self, lo: int, hi: int, ids: Tensor, positions: Tensor, writes: Tensor, keep: Tensor | int
-    ) -> Tensor:
-        """Logits (hi - lo, kept, vocab) of rows [lo, hi); see `Forward`."""
-        return self._run_model(lo, hi, ids, positions, writes, keep)
-
-    def _sample(self, logits: Tensor, rows: Sequence[Row], deltas: list[Delta]) -> list[Ended]:
-        """Draw a token for each row; returns those that ended with it."""
-        tokens = choose(logits, [_draw_of(r) for r in rows])
+    def _emit(self, made: Sequence[Made], deltas: list[Delta]) -> None:
+        """New tokens become text, and rows that end with theirs leave."""
         now = self._clock()
-        self._meter_tokens(rows, now)
+        self._meter_tokens([m.row for m in made if m.failure is None], now)
         ended: list[Ended] = []
-        for i, (r, token) in enumerate(zip(rows, tokens, strict=True)):
-            r.output.append(token)
+        for m in made:
+            if m.failure is not None:
+                ended.append((m.row, ERROR, None, m.failure))
+                continue
+            r = m.row
+            r.output.append(m.token)
             r.first_token = now if r.first_token is None else r.first_token
             self.counters.completion_tokens += 1
-            text, reason = self._take(r, token, len(r.output))
+            text, reason = self._take(r, m.token, len(r.output))
             if reason is None and now >= r.deadline:
                 reason = DEADLINE
             if reason is not None and r.stream is not None:
                 text += r.stream.finish()
-            logs: tuple[TokenLogprob, ...] = ()
-            if r.request.logprobs is not None:
-                logs = (logprobs(logits[i], token, r.request.logprobs),)
-            delta = Delta(request_id=r.request_id, text=text, token_ids=(token,), logprobs=logs)
+            delta = Delta(
+                request_id=r.request_id,
+                text=text,
+                token_ids=(m.token,),
+                logprobs=(m.logprob,) if m.logprob is not None else (),
+            )
             if reason is None:
                 deltas.append(delta)
             else:
-                ended.append((r, reason, delta))
-        return ended
+                ended.append((r, reason, delta, None))
+        self._end_rows(ended, deltas)
 
     def _meter_tokens(self, rows: Sequence[Row], now: float) -> None:
         gaps = [now - r.last_token for r in rows if r.last_token is not None]
@@ -474,9 +481,9 @@ class Engine:
     def _end_rows(self, ended: Sequence[Ended], deltas: list[Delta]) -> None:
         at = {id(r): i for i, r in enumerate(self._rows.all)}
         # Highest first: the row that replaces an ended one is never one that ended too.
-        for r, reason, last in sorted(ended, key=lambda e: -at[id(e[0])]):
+        for r, reason, last, error in sorted(ended, key=lambda e: -at[id(e[0])]):
             self._free(at[id(r)])
-            deltas.append(self._finish(r, reason, last))
+            deltas.append(self._finish(r, reason, last, error=error))
 
     def _finish(
         self,
@@ -532,13 +539,3 @@ class Engine:
     def _retry_after_s(self, requests: int) -> int:
         """How long so many requests take to get their turn, at the measured pace."""
         return self._pace.wait_s(requests, self._busy_s)
-
-
-def _draw_of(r: Row) -> Draw:
-    return Draw(
-        temperature=r.request.temperature,
-        top_p=r.request.top_p,
-        top_k=r.request.top_k,
-        seed=r.seed,
-        step=len(r.output),
-    )

@@ -67,6 +67,9 @@ class Forward:
     def stats(self) -> dict[str, Any]:
         return {}
 
+    def shed(self) -> None:
+        """Nothing is kept between calls."""
+
 
 class StaticDecode:
     """The same decode step in fixed shapes: padded rows, attention up to a bucket of positions."""
@@ -98,6 +101,10 @@ class StaticDecode:
         keys = self.cache.row_layers[0].keys
         memory = (self.form.generation, None if keys is None else keys.data_ptr())
         return self.runner.run(shape, memory)[: len(ids)]
+
+    def shed(self) -> None:
+        """Give back the memory of what was recorded; it is recorded again when it is needed."""
+        self.runner.clear()
 
     def stats(self) -> dict[str, Any]:
         """Which kernels add the adapters, and how often steps were recorded and replayed."""

@@ -3,7 +3,8 @@
 The model's forward writes through `update` and reads back a view of rows [lo, hi) up to the
 longest of them. Which row and position each token goes to is decided by the engine before the
 call (`aim`); the model needs to know nothing but its 4D mask. One extra position, `max_len`, is
-where padding is written: it is never read.
+where padding is written: it is never read. One extra row is room to swap two others: once the
+pool is there, nothing here needs memory.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RowLayer(CacheLayerMixin):
-    """One decoder layer: keys and values (max_rows, kv_heads, max_len + 1, head_dim)."""
+    """One decoder layer: keys and values (max_rows + 1, kv_heads, max_len + 1, head_dim)."""
 
     is_sliding = False
     supports_early_init = False
@@ -29,7 +30,7 @@ class RowLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Zeros and not empty memory: a masked position weighs 0, and 0 * NaN is NaN."""
-        shape = (self.max_rows, key_states.shape[1], self.max_len + 1)
+        shape = (self.max_rows + 1, key_states.shape[1], self.max_len + 1)
         self.keys = key_states.new_zeros(*shape, key_states.shape[3])
         self.values = value_states.new_zeros(*shape, value_states.shape[3])
         self.is_initialized = True
@@ -63,6 +64,7 @@ class RowCache(Cache):
     def __init__(self, layers: int, max_rows: int, max_len: int) -> None:
         self.row_layers = [RowLayer(max_rows, max_len) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
+        self.max_rows = max_rows
         self.max_len = max_len
 
     def aim(self, lo: int, hi: int, positions: Tensor, length: int) -> None:
@@ -86,6 +88,6 @@ class RowCache(Cache):
         for layer in self.row_layers:
             for store in (layer.keys, layer.values):
                 if store is not None:
-                    aside = store[one, :, :length].clone()
+                    store[self.max_rows, :, :length] = store[one, :, :length]
                     store[one, :, :length] = store[other, :, :length]
-                    store[other, :, :length] = aside
+                    store[other, :, :length] = store[self.max_rows, :, :length]

@@ -92,9 +92,9 @@ class Rows:
         first = self.decoding
         if at != first:
             one, other = self.all[at], self.all[first]
-            self.all[at], self.all[first] = other, one
+            self.working.swap(at, first)  # first: it may need memory, and then nothing has changed
             self.cache.swap(at, first, max(one.cached, other.cached))
-            self.working.swap(at, first)
+            self.all[at], self.all[first] = other, one
         self.decoding += 1
 
     def end(self, at: int) -> Row:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 DOMAIN = b"tributary/sample/v1\n"
 MAX_TEMPERATURE = 2.0
+LOST = -1
+"""In place of a token id: the logits are not numbers that one could be drawn from."""
 MAX_SEED = 2**53 - 1
 """A seed is recorded in canonical JSON, whose integers end here."""
 
@@ -46,9 +48,13 @@ def uniform(seed: int, step: int) -> float:
 
 
 def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token id per row of `logits` (rows, vocab). Temperature 0 takes the largest logit."""
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
-    drawn = [i for i, draw in enumerate(draws) if draw.temperature > 0]
+    """One token id per row of `logits` (rows, vocab). Temperature 0 takes the largest logit.
+
+    LOST for a row whose largest logit is no finite number.
+    """
+    best, ids = logits.max(dim=-1)
+    tokens: list[int] = torch.where(best.isfinite(), ids, LOST).tolist()
+    drawn = [i for i, draw in enumerate(draws) if draw.temperature > 0 and tokens[i] != LOST]
     if drawn:
         for i, token in zip(
             drawn, _sample(logits[drawn], [draws[i] for i in drawn]).tolist(), strict=True
@@ -80,11 +86,16 @@ def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     return ids.gather(1, chosen.minimum(last))[:, 0]
 
 
-def logprobs(logits: Tensor, token_id: int, top: int) -> TokenLogprob:
-    """Log probability of `token_id` under one row of `logits` (vocab,), and the `top` likeliest."""
+def logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
+    """Per row of `logits` (rows, vocab): the log probability of its token, and of the likeliest."""
     logs = torch.log_softmax(logits.float(), dim=-1)
-    best: tuple[tuple[int, float], ...] = ()
-    if top:
-        values, ids = logs.topk(min(top, logs.shape[0]))
-        best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprob(token_id=token_id, logprob=float(logs[token_id]), top=best)
+    own = logs.gather(1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0].tolist()
+    values, ids = logs.topk(min(max(tops), logs.shape[1]), dim=-1)
+    likeliest = [
+        tuple(zip(i[:top], v[:top], strict=True))
+        for i, v, top in zip(ids.tolist(), values.tolist(), tops, strict=True)
+    ]
+    return [
+        TokenLogprob(token_id=token, logprob=log, top=top)
+        for token, log, top in zip(tokens, own, likeliest, strict=True)
+    ]
