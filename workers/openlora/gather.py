@@ -113,6 +113,19 @@ class GroupedSlots(SlotTensors):
         assert view is not None, "an empty slot is never read"
         return view
 
+    def clear(self, slot: int) -> None:
+        """Nobody reads `slot` until it is written again."""
+        self._views[slot] = None
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What the slots take, padding to `max_rank` included."""
+        return sum(g.a.nbytes + sum(b.nbytes for b in g.b.values()) for g in self.groups)
+
+    def free(self) -> list[int]:
+        """Slots that hold no adapter."""
+        return [slot for slot, view in enumerate(self._views) if view is None]
+
     def _grow(self, names: Sequence[str]) -> None:
         """Allocate first, change afterwards: running out of memory leaves what was."""
         bigger: list[tuple[Group, list[str], Tensor, dict[str, Tensor]]] = []
