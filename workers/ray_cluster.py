@@ -28,10 +28,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -39,7 +39,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -433,8 +433,8 @@ def connect(info: ClusterInfo) -> None:
         if not _port_open(info.address):
             raise ComputeError(f"no Ray answers at {info.address}; is the worker service running?")
         try:
-            with _own_signals():
-                call("ray.init", lambda: _join(info), JOIN_TIMEOUT_S)
+            # On a thread that is not the main one: there Ray would take SIGTERM for itself.
+            call("ray.init", lambda: _join(info), JOIN_TIMEOUT_S)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ComputeError(f"cannot join the Ray at {info.address}: {error}") from error
         _connected = info.address
@@ -443,6 +443,8 @@ def connect(info: ClusterInfo) -> None:
 def _join(info: ClusterInfo) -> None:
     import ray
 
+    # It warns that it did not take SIGTERM.
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     ray.init(
         address=info.address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False
     )
@@ -452,17 +454,6 @@ def must_answer() -> None:
     """Raises ComputeError when the cluster that this process joined is gone."""
     if _connected is None or not _port_open(_connected):
         raise ComputeError("Ray died; run the command again, it goes on where it stood")
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Put back the SIGTERM handler that `ray.init` replaces, where it can: in the main thread."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def disconnect() -> None:

@@ -110,6 +110,8 @@ def run(world: World, work: Coroutine[Any, Any, T], timeout_s: float = TEST_TIME
                 return await work
         finally:
             await world.router.aclose()
+            # gRPC tells a channel's end from a thread: not to a loop that is closed by then.
+            await asyncio.sleep(0.02)
 
     return asyncio.run(bounded())
 

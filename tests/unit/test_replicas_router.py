@@ -209,7 +209,7 @@ def test_a_failing_engine_is_retried_but_not_for_ever(
     def failing(*given: Any, **named: Any) -> Any:
         calls[0] += 1
         if calls[0] in fails:
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a mistake of the model")
         return model(*given, **named)
 
     monkeypatch.setattr(engine.model, "forward", failing)
