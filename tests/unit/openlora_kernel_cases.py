@@ -6,7 +6,10 @@ own assembler, and runs nothing. Neither is imported by anything but the tests.
 """
 
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -119,7 +122,28 @@ def interpret() -> int:
             worst = difference(Triton(), case, dtype)
             assert worst < 1, (name, dtype, worst)
             count += 1
+    assert whole_engine() == (10, 10, 10)
     return count
+
+
+def whole_engine() -> tuple[int, int, int]:
+    """The GPU bench's own check with Triton's kernels in the engine: answers that are plain
+    torch's, answers, distinct ones."""
+    from workers.openlora import bench, kernels
+    from workers.openlora.kernels_triton import Triton
+
+    options = bench.parse(["--device=cpu"])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(kernels, "for_device", return_value=Triton()),
+    ):
+        here = bench.Bench(
+            options=options,
+            folder=Path(folder),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+        return bench.greedy(here, torch.float32)
 
 
 def compile_for_hopper() -> int:

@@ -83,7 +83,8 @@ def _run(*arguments: str, cache: Path, **environment: str) -> int:
 
 @needs_triton
 def test_triton_s_kernels_are_the_reference_in_its_interpreter(tmp_path: Path) -> None:
-    """All cases in float32 and float16, decode in bfloat16 as well."""
+    """All cases in float32 and float16, decode in bfloat16 as well; then a whole engine on them,
+    whose tokens are those of plain torch with merged weights."""
     assert _run(cache=tmp_path, TRITON_INTERPRET="1") == len(CASES) * 2 + 5
 
 

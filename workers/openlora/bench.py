@@ -18,6 +18,7 @@ rate without it; the measured fraction over that is `share_of_limit` (target: 0.
 import argparse
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import statistics
@@ -52,6 +53,12 @@ SECTIONS = ("kernels", "greedy", "decode", "ttft", "resident")
 TARGET_SHARE = 0.85
 MAX_STEPS_PER_PHASE = 10_000
 """An engine that never comes to the state that is waited for is a failure, not a hang."""
+KERNEL_SIZES: tuple[dict[str, int], ...] = (
+    {},
+    {"width": 2100, "out": 333, "rank": 16, "tokens": 70},
+    {"width": 4096, "out": 1024, "rank": 64, "tokens": 33},
+)
+"""Odd and round sizes; from 2,048 on a shrink is made in parts."""
 WORK_BYTES = 6 << 30
 """Left free on the device for activations, logits, recordings and libraries."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +104,7 @@ class Bench:
             "host_bytes": 32 << 30,
             "max_rank": 16,
             "lora_form": SLOT_GATHER,
-            "static_decode": True,
+            "static_decode": not o.eager,
         }
         return Engine(model, None, EngineConfig(**sizes | config)), model
 
@@ -161,13 +168,23 @@ def load(engine: Engine, adapters: Sequence[DiskAdapter]) -> None:
 
 
 def run_kernels(bench: Bench) -> dict[str, Any]:
-    """Raises ArithmeticError when this device's kernels are not torch's within the type."""
-    rows: dict[str, Any] = {}
+    """Raises what Triton raises, and ArithmeticError when its kernels are not torch's within the
+    type: an engine would fall back and go on, a bench has to say so."""
+    found = bench.partial["kernels"] = {}
     for name, dtype in DTYPES.items():
-        chosen = kernels.for_device(bench.device, dtype)
-        kernels.self_test(chosen, bench.device, dtype)
-        rows[name] = chosen.name
-    return {"kernels": rows, "timed": _kernel_rates(bench)}
+        chosen = _kernels_of(bench.device)
+        for sizes in KERNEL_SIZES:
+            kernels.self_test(chosen, bench.device, dtype, **sizes)
+        found[name] = chosen.name
+    return {"kernels": found, "timed": _kernel_rates(bench)}
+
+
+def _kernels_of(device: torch.device) -> kernels.Kernels:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from workers.openlora.kernels_triton import Triton
+
+        return Triton()
+    return kernels.Torch()
 
 
 def _kernel_rates(bench: Bench) -> list[dict[str, Any]]:
@@ -176,7 +193,7 @@ def _kernel_rates(bench: Bench) -> list[dict[str, Any]]:
     Enough slots that their bytes do not stay in a cache between two calls.
     """
     shape, o = SHAPES[bench.options.shape], bench.options
-    chosen = kernels.for_device(bench.device, bench.dtype)
+    chosen = _kernels_of(bench.device)
     out: list[dict[str, Any]] = []
     for rank in (8, 16):
         for width, result in ((shape.hidden, shape.inner), (shape.inner, shape.hidden)):
@@ -227,14 +244,14 @@ def run_greedy(bench: Bench) -> dict[str, Any]:
     is counted."""
     out: dict[str, Any] = {}
     for name in dict.fromkeys(("fp32", bench.options.dtype)):
-        same, total, distinct = _greedy(bench, DTYPES[name])
+        same, total, distinct = greedy(bench, DTYPES[name])
         out[name] = {"answers": total, "identical": same, "distinct": distinct}
     if out["fp32"]["identical"] != out["fp32"]["answers"]:
         raise ArithmeticError(f"greedy tokens differ from plain torch in float32: {out}")
     return out
 
 
-def _greedy(bench: Bench, dtype: torch.dtype) -> tuple[int, int, int]:
+def greedy(bench: Bench, dtype: torch.dtype) -> tuple[int, int, int]:
     """(answers that are plain torch's, answers, distinct ones) of mixed ranks and base rows."""
     shape, tokens = SHAPES["tiny"], 12
     model = random_llama(shape, bench.device, dtype, window=64)
@@ -562,6 +579,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=64, help="measured decode steps per repeat")
     p.add_argument("--warm-steps", type=int, default=16)
     p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--eager", action="store_true", help="decode without recordings")
     p.add_argument("--prompt", type=int, default=128, help="prompt tokens of every request")
     p.add_argument("--budget-s", type=float, default=480, help="no section begins after this")
     p.add_argument("--out", type=Path, default=Path("openlora-bench"))

@@ -123,18 +123,30 @@ def for_device(device: torch.device, dtype: torch.dtype) -> Kernels:
     return Torch()
 
 
-def self_test(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
-    """One decode and one prompt step beside `Torch`; ArithmeticError when they differ."""
+def self_test(
+    kernels: Kernels,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    width: int = 72,
+    out: int = 40,
+    rank: int = 8,
+    tokens: int = 5,
+) -> None:
+    """One decode step and one of `tokens` beside `Torch`; ArithmeticError when they differ.
+
+    `rank` is the slots', from 8 on; two of them hold smaller ones.
+    """
     make = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=make).to(device=device, dtype=dtype)
 
     index = torch.tensor([2, -1, 0], device=device)
-    ranks = torch.tensor([[3, 0, 8], [8, 0, 5]], dtype=torch.int32, device=device)
-    a, b = randn(2, 3, 8, 72), randn(3, 8, 40)
-    for tokens in (1, 5):
-        x, y = randn(3, tokens, 72), randn(3, tokens, 40)
+    ranks = torch.tensor([[3, 0, rank], [rank, 0, 5]], dtype=torch.int32, device=device)
+    a, b = randn(2, 3, rank, width), randn(3, rank, out)
+    for count in (1, tokens):
+        x, y = randn(3, count, width), randn(3, count, out)
         want, got = (
             k.expand(y.clone(), k.shrink(x, a, index, ranks)[:, 1], b, index, ranks[1])
             for k in (Torch(), kernels)

@@ -87,7 +87,7 @@ def _expand_row(
     tl.store(y_at, y_n.to(y.dtype.element_ty), mask=n < out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "blocks"])
 def _shrink_tile(
     x, a, h, index, ranks, width, slots, tokens, blocks,
     x_row, x_token, a_member, a_slot, h_part, h_member, h_row, h_token,
@@ -119,7 +119,7 @@ def _shrink_tile(
     tl.store(out, acc, mask=(t[:, None] < tokens) & (r[None, :] < rank))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "blocks"])
 def _expand_tile(
     y, h, b, index, ranks, out, tokens, blocks,
     y_row, y_token, b_slot, h_part, h_row, h_token,
