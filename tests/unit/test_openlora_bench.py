@@ -112,6 +112,28 @@ def test_a_section_that_fails_leaves_the_others_their_turn(
     assert "skipped" in report["sections"]["kernels"]["error"]
 
 
+def test_a_broken_device_is_left_to_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(b: bench.Bench) -> dict[str, Any]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setitem(bench.RUNNERS, "kernels", broken)
+    monkeypatch.setattr(bench, "device_works", lambda device: False)
+    arguments = [*SMALL, "--sections=kernels,greedy,ttft", f"--out={tmp_path}"]
+    assert bench.main(arguments) == 1
+    sections = json.loads((tmp_path / "openlora_bench.json").read_text())["sections"]
+    assert [(name, s["ok"]) for name, s in sections.items()] == [
+        ("kernels", False),
+        ("greedy", True),
+        ("ttft", True),
+    ]
+    assert sections["greedy"]["kernels_option"] == "torch"
+    assert bench.device_works(torch.device("cpu")) is False
+    monkeypatch.undo()
+    assert bench.device_works(torch.device("cpu"))
+
+
 def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.parse(["--sections=decode,prefill"])

@@ -21,6 +21,7 @@ from workers.openlora.forms import SLOT_GATHER, WORKING_SET
 
 AWAY = torch.device("meta")
 COPIES = {Tensor.to, Tensor.copy_}
+READS = {Tensor.tolist, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__bool__}
 
 
 class OneDevice(TorchFunctionMode):
@@ -34,9 +35,12 @@ class OneDevice(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         away = bool(args) and isinstance(args[0], Tensor) and args[0].device == AWAY
-        if away and func in (Tensor.tolist, Tensor.item, Tensor.__int__, Tensor.__float__):
+        if away and func in READS:
             self.reads += 1
             return _zeros(args[0].shape) if func is Tensor.tolist else func(torch.zeros(()))
+        if away and func is Tensor.cpu:
+            self.reads += 1
+            return torch.zeros(args[0].shape, dtype=args[0].dtype)
         places = {t.device for t in _together(func, args, kwargs)}
         if func in COPIES:
             self.copies += len(places) > 1 or AWAY in [*args[1:], *kwargs.values()]
@@ -103,8 +107,9 @@ def test_a_whole_engine_mixes_no_devices(
     """Prompts in chunks, decode, greedy and sampled rows, log probabilities, eviction, moves."""
     model: Any = tiny_llama()
     model.to(AWAY)
-    engine = Engine(model, None, EngineConfig(max_rows=4, slots=2, prefill_chunk=4, **config))
     with OneDevice() as mode:
+        engine = Engine(model, None, EngineConfig(max_rows=4, slots=2, prefill_chunk=4, **config))
+        mode.reads = 0
         for a in adapters:
             engine.load_adapter(a.name, a.path, a.sha256)
         for i, name in enumerate(["a0", None, "a1", "a2", "a0"]):

@@ -80,6 +80,7 @@ def test_tokens_are_peft_s_and_the_working_set_s_while_adapters_come_and_go(
     static, plain = engine_for(base, **sizes, **STATIC), engine_for(base, **sizes)
     for engine in (static, plain):
         load(engine, *adapters)
+    new = static.stats()["decoder"]["replayed"]  # an engine may check itself before it serves
     answers, others = run(static, requests), run(plain, requests)
     for r in requests:
         source = next((a for a in adapters if a.name == r.adapter_id), None)
@@ -90,7 +91,8 @@ def test_tokens_are_peft_s_and_the_working_set_s_while_adapters_come_and_go(
     assert stats["adapters"]["slot_evictions"] > 5
     assert stats["lora_form"] in ("gather", "none")
     assert stats["decoder"]["kernels"] == "torch"
-    assert stats["decoder"]["replayed"] == stats["decode_steps"] > stats["decoder"]["recorded"]
+    assert stats["decoder"]["replayed"] - new == stats["decode_steps"]
+    assert stats["decode_steps"] > stats["decoder"]["recorded"]
     assert plain.stats()["decoder"] == {}
 
 
@@ -153,9 +155,11 @@ def test_slots_of_new_targets_void_what_was_recorded(
     engine = engine_for(base, max_rows=4, **STATIC)
     load(engine, *adapters)
     warm(engine, ["a0", None], "first")
-    assert engine.stats()["decoder"]["invalidated"] == 0
+    before = engine.stats()["decoder"]["invalidated"]
+    warm(engine, ["a0", None], "again")
+    assert engine.stats()["decoder"]["invalidated"] == before
     warm(engine, ["a1", "a0"], "second")
-    assert engine.stats()["decoder"]["invalidated"] == 1
+    assert engine.stats()["decoder"]["invalidated"] == before + 1
 
 
 def test_a_machine_that_cannot_record_serves_all_the_same(
@@ -172,12 +176,12 @@ def test_a_machine_that_cannot_record_serves_all_the_same(
     monkeypatch.setattr("workers.openlora.forward.recorder_for", lambda device: Broken())
     engine = engine_for(base, **STATIC)
     load(engine, *adapters)
-    prompt = prompt_of(12)
+    prompt, new = prompt_of(12), engine.stats()["decoder"]["eager"]
     answers = run(engine, [request("r", "a1", prompt)])
     assert answers["r"].tokens == oracle(base, adapters[1], prompt, 12)
     stats = engine.stats()["decoder"]
     assert (Broken.calls, stats["recorded"], stats["replayed"]) == (1, 0, 0)
-    assert stats["eager"] == engine.stats()["decode_steps"]
+    assert stats["eager"] - new == engine.stats()["decode_steps"]
 
 
 # --- buffers, buckets, recordings ---

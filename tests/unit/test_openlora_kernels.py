@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ledger.errors import ConfigError
 from tests.unit.openlora_kernel_cases import CASES, Case, deltas, difference
 from workers.openlora.kernels import TOLERANCE, Reference, Torch, for_device, self_test
 
@@ -56,6 +57,9 @@ def test_a_row_without_an_adapter_keeps_its_bits() -> None:
 
 def test_a_cpu_gets_torch_s_and_the_self_test_can_fail() -> None:
     assert for_device(torch.device("cpu"), torch.float32).name == "torch"
+    assert for_device(torch.device("cuda"), torch.float32, "torch").name == "torch"
+    with pytest.raises(ConfigError, match="lora_kernels"):
+        for_device(torch.device("cpu"), torch.float32, "cutlass")
     self_test(Torch(), torch.device("cpu"), torch.float32)
 
     class Wrong(Torch):

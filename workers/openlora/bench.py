@@ -22,6 +22,7 @@ import importlib.util
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -59,6 +60,8 @@ KERNEL_SIZES: tuple[dict[str, int], ...] = (
     {"width": 4096, "out": 1024, "rank": 64, "tokens": 33},
 )
 """Odd and round sizes; from 2,048 on a shrink is made in parts."""
+GRACE_S = 120
+"""How long a section that has begun may go on after the budget."""
 WORK_BYTES = 6 << 30
 """Left free on the device for activations, logits, recordings and libraries."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -105,6 +108,7 @@ class Bench:
             "max_rank": 16,
             "lora_form": SLOT_GATHER,
             "static_decode": not o.eager,
+            "lora_kernels": o.kernels,
         }
         return Engine(model, None, EngineConfig(**sizes | config)), model
 
@@ -172,15 +176,16 @@ def run_kernels(bench: Bench) -> dict[str, Any]:
     type: an engine would fall back and go on, a bench has to say so."""
     found = bench.partial["kernels"] = {}
     for name, dtype in DTYPES.items():
-        chosen = _kernels_of(bench.device)
+        chosen = _kernels_of(bench)
         for sizes in KERNEL_SIZES:
             kernels.self_test(chosen, bench.device, dtype, **sizes)
         found[name] = chosen.name
     return {"kernels": found, "timed": _kernel_rates(bench)}
 
 
-def _kernels_of(device: torch.device) -> kernels.Kernels:
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+def _kernels_of(bench: Bench) -> kernels.Kernels:
+    on_gpu = bench.device.type == "cuda" and bench.options.kernels is None
+    if on_gpu and importlib.util.find_spec("triton") is not None:
         from workers.openlora.kernels_triton import Triton
 
         return Triton()
@@ -193,7 +198,7 @@ def _kernel_rates(bench: Bench) -> list[dict[str, Any]]:
     Enough slots that their bytes do not stay in a cache between two calls.
     """
     shape, o = SHAPES[bench.options.shape], bench.options
-    chosen = _kernels_of(bench.device)
+    chosen = _kernels_of(bench)
     out: list[dict[str, Any]] = []
     for rank in (8, 16):
         for width, result in ((shape.hidden, shape.inner), (shape.inner, shape.hidden)):
@@ -286,6 +291,7 @@ def greedy(bench: Bench, dtype: torch.dtype) -> tuple[int, int, int]:
         prefill_chunk=16,
         lora_form=SLOT_GATHER,
         static_decode=True,
+        lora_kernels=bench.options.kernels,
     )
     engine = Engine(model, None, config)
     load(engine, adapters)
@@ -545,8 +551,39 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 section = _guarded(bench, name)
             report["sections"][name] = section
             _write(options.out, report)
+            if not section["ok"] and not device_works(device):
+                report["sections"] |= go_on(options, name, began)
+                _write(options.out, report)
+                break
             bench.free()
     return report
+
+
+def device_works(device: torch.device) -> bool:
+    """A kernel that went wrong leaves the process's CUDA context unusable for good."""
+    try:
+        return float(torch.ones(1, device=device).add_(1)) == 2
+    except RuntimeError:
+        return False
+
+
+def go_on(options: argparse.Namespace, after: str, began: float) -> dict[str, Any]:
+    """The sections after `after`, in a process of their own and without Triton's kernels: they are
+    the likeliest to have broken this one's context."""
+    rest = options.sections[options.sections.index(after) + 1 :]
+    left = options.budget_s - (time.perf_counter() - began)
+    if not rest or left <= 0:
+        return {}
+    out = options.out / f"after-{after}"
+    arguments = [f"--sections={','.join(rest)}", f"--out={out}", f"--budget-s={left:.0f}"]
+    own = [*options.arguments, *arguments, "--kernels=torch"]
+    command = [sys.executable, "-m", "workers.openlora.bench", *own]
+    try:
+        subprocess.run(command, timeout=left + GRACE_S, check=False, stdout=subprocess.DEVNULL)
+        found = json.loads((out / "openlora_bench.json").read_text())["sections"]
+    except (OSError, ValueError, subprocess.TimeoutExpired) as e:
+        return {name: {"ok": False, "error": f"the second process: {e}"} for name in rest}
+    return {name: section | {"kernels_option": "torch"} for name, section in found.items()}
 
 
 def _guarded(bench: Bench, name: str) -> dict[str, Any]:
@@ -580,6 +617,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--warm-steps", type=int, default=16)
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--eager", action="store_true", help="decode without recordings")
+    p.add_argument("--kernels", choices=["torch"], help="keep Triton's out")
     p.add_argument("--prompt", type=int, default=128, help="prompt tokens of every request")
     p.add_argument("--budget-s", type=float, default=480, help="no section begins after this")
     p.add_argument("--out", type=Path, default=Path("openlora-bench"))
@@ -591,6 +629,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.sections = options.sections.split(",")
     if unknown := set(options.sections) - set(SECTIONS):
         p.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     options.answer_room = options.warm_steps + options.steps + 4
     return options
 

@@ -27,6 +27,7 @@ WORKING_SET, SLOT_GATHER = "working_set", "slot_gather"
 class LoraForm(Protocol):
     """Which adapter each batch row has, and how the wrapped linears come to know it."""
 
+    context: LoraContext
     fills: int
     last_form: str
 
@@ -79,13 +80,14 @@ def build(
     slots: int,
     max_rank: int,
     like: Tensor,
+    lora_kernels: str | None = None,
 ) -> tuple[LoraForm, SlotTensors]:
-    """The form, and the slots that it reads."""
+    """The form, and the slots that it reads. `lora_kernels`: see `kernels.for_device`."""
     if form == WORKING_SET:
         tensors = SlotTensors(shapes, count=slots, max_rank=max_rank, like=like)
         return WorkingSet(shapes, max_rows, context, like=like), tensors
     grouped = GroupedSlots(shapes, count=slots, max_rank=max_rank, like=like)
-    chosen = kernels.for_device(like.device, like.dtype)
+    chosen = kernels.for_device(like.device, like.dtype, lora_kernels)
     return SlotGather(grouped, max_rows, context, chosen), grouped
 
 

@@ -22,6 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ledger.errors import ConfigError
 from workers.openlora.logs import get_logger
 
 log = get_logger(__name__)
@@ -104,13 +105,17 @@ class Torch:
         return (column < ranks[..., None]) & (index >= 0)[:, None]
 
 
-def for_device(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """Triton's on a CUDA device where it works, torch's anywhere else.
+def for_device(device: torch.device, dtype: torch.dtype, wanted: str | None = None) -> Kernels:
+    """Triton's on a CUDA device where it works, torch's anywhere else, or where it is `wanted`.
+
+    Raises ConfigError for a name that is neither `torch` nor None.
 
     "Works" is tried, not assumed: Triton compiles a launcher with the machine's C compiler, and a
     machine without one must serve all the same. The reason is logged once.
     """
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if wanted not in (None, Torch.name):
+        raise ConfigError(f"lora_kernels is {Torch.name!r} or None, not {wanted!r}")
+    if wanted is None and device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         try:
             from workers.openlora.kernels_triton import Triton
 

@@ -42,6 +42,8 @@ class EngineConfig:
     """`working_set` or `slot_gather` (see `forms`); None chooses by the model's device."""
     static_decode: bool | None = None
     """Decode in a few fixed shapes, recorded as CUDA graphs where there is CUDA; None: there."""
+    lora_kernels: str | None = None
+    """`torch` keeps Triton's kernels out where they would be chosen."""
     base_names: frozenset[str] = frozenset()
     """Accepted `base_model_name_or_path` of adapters; empty leaves the check to tensor shapes."""
 
