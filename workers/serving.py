@@ -178,7 +178,11 @@ class ServingRouter:
             answering.full[name] = error
             return
         if not failed.resumable:
-            raise error
+            if not answering.ids or isinstance(error, ComputeError):
+                raise error
+            # Such as an adapter that was retired meanwhile. The caller has text already: what it
+            # needs to know is that no more comes.
+            raise ComputeError(f"the answer cannot be continued: {error.message}") from error
         log.warning("answer broke off", replica=name, tokens=len(answering.ids), why=error.message)
         answering.broken(error)
         self.counts["resumed"] += 1

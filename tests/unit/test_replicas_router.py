@@ -162,6 +162,24 @@ def test_an_answer_goes_on_on_another_replica(world: World) -> None:
     run(world, work())
 
 
+def test_an_answer_that_may_not_go_on_says_so(world: World) -> None:
+    """Its adapter was retired after it began: the replica that should continue it refuses."""
+    world.start("a")
+
+    def retire() -> None:
+        world.kill("a")
+        world.start("a")
+        world.adapters["a"]._saved.clear()
+
+    async def work() -> None:
+        with pytest.raises(ComputeError, match="cannot be continued: no adapter a1"):
+            await cut_after(world, story(adapter="a1"), retire)
+        with pytest.raises(NotFound):
+            await world.ask(chat("a1"))
+
+    run(world, work())
+
+
 def test_an_answer_goes_on_when_its_replica_is_started_again(world: World) -> None:
     world.start("a")
     request = story(seed=12, logprobs=0)
