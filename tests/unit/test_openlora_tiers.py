@@ -1,5 +1,7 @@
 """Disk, host memory, slots: bounds, counts, who gives way, what an id means while it changes."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -298,12 +300,28 @@ def test_the_line_is_bounded_and_its_threads_end(monkeypatch: pytest.MonkeyPatch
     asked = [ahead.ask(i) for i in range(prefetch.MAX_WAITING + 3)]
     assert asked.count(False) == ahead.dropped == 3
     assert ahead.ask(5), "it is in line already"
-    assert ahead._threads == prefetch.THREADS
+    assert len(ahead._threads) == prefetch.THREADS
     go.set()
-    until(lambda: ahead._threads == 0)
+    until(lambda: not ahead._threads)
     assert sorted(seen) == list(range(prefetch.MAX_WAITING))
     assert ahead.ask(1)
     until(lambda: len(seen) == prefetch.MAX_WAITING + 1)
+    ahead.close()
+    assert not ahead.ask(2)
+    assert not ahead._threads
+
+
+def test_an_interpreter_that_ends_while_it_reads_ends_well() -> None:
+    """A daemon thread that is stopped inside torch would abort the process."""
+    program = (
+        "import torch, time\n"
+        "from workers.openlora.prefetch import Prefetcher\n"
+        "ahead = Prefetcher(lambda i: [torch.randn(1 << 16).sum() for _ in range(300)])\n"
+        "[ahead.ask(i) for i in range(40)]\n"
+        "time.sleep(0.1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 # --- the base's own linears ---
