@@ -72,13 +72,16 @@ def save_adapter(
     name: str,
     *,
     rank: int = 4,
-    targets: tuple[str, ...] = ALL_LINEAR,
+    targets: tuple[str, ...] | str = ALL_LINEAR,
     seed: int = 0,
     **options: Any,
 ) -> SavedAdapter:
     """An adapter with random A and B, saved by peft."""
     config = LoraConfig(
-        r=rank, target_modules=list(targets), task_type="CAUSAL_LM", **{"lora_alpha": 8} | options
+        r=rank,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+        **{"lora_alpha": 8} | options,
     )
     model = get_peft_model(copy.deepcopy(base), config)
     generator = torch.Generator().manual_seed(seed)

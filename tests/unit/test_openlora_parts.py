@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from ledger.errors import Backpressure, ComputeError, ConfigError, InvalidEvent
+from ledger.errors import Backpressure, ComputeError, InvalidEvent
 from tests.unit.openlora_world import (
     byte_tokenizer,
     engine_for,
@@ -33,7 +33,6 @@ from tests.unit.openlora_world import (
 from workers.openlora.adapter import AdapterWeights, TargetShape
 from workers.openlora.chat import encode_chat, openai_finish_reason
 from workers.openlora.driver import AsyncEngine
-from workers.openlora.engine import Engine, EngineConfig
 from workers.openlora.errors import UnknownAdapter
 from workers.openlora.layers import LoraContext, WorkingSet, dense_is_cheaper
 from workers.openlora.sampling import Draw, choose, uniform
@@ -455,17 +454,6 @@ def test_malformed_conversations_are_refused(messages: list[dict[str, object]]) 
 
 def test_finish_reasons_are_openai_s() -> None:
     assert [openai_finish_reason(r) for r in ("stop", "length")] == ["stop", "length"]
-
-
-# --- models that would be served wrongly ---
-
-
-def test_a_sliding_window_below_ours_is_refused(base: LlamaForCausalLM) -> None:
-    model = tiny_llama()
-    model.config.sliding_window = 16
-    with pytest.raises(ConfigError, match="sliding"):
-        Engine(model, None, EngineConfig(max_len=64))
-    Engine(model, None, EngineConfig(max_len=16))
 
 
 # --- the driver ---

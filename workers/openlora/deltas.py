@@ -74,3 +74,5 @@ class LoraContext:
     A target without one is, for this batch, the base model's alone."""
 
     deltas: Mapping[str, Delta] = field(default_factory=dict)
+    rows: int = 1
+    """How many batch rows run: some models lay all tokens of all rows in one line."""

@@ -55,6 +55,7 @@ from workers.openlora.requests import (
 from workers.openlora.rows import Row, Rows
 from workers.openlora.sampling import MAX_SEED
 from workers.openlora.scheduler import FairQueue, Pace
+from workers.openlora.selfcheck import self_check
 from workers.openlora.slots import AdapterStore, storage_like
 from workers.openlora.text import TextStream
 
@@ -139,16 +140,7 @@ class Engine:
             slots=config.slots,
             max_rank=config.max_rank,
             like=like,
-        )
-        self.store = AdapterStore(
-            AdapterLimits(
-                targets=shapes,
-                max_rank=config.max_rank,
-                dtype=weight.dtype,
-                base_names=config.base_names,
-            ),
-            slots,
-            host_bytes=config.host_bytes,
+            lora_kernels=config.lora_kernels,
         )
         pool_rows = config.max_rows + config.prefix_rows
         self._cache = RowCache(model_config.num_hidden_layers, pool_rows, self.max_len)
@@ -156,6 +148,17 @@ class Engine:
         self._rows = Rows(cache=self._cache, working=self._working)
         forward = Forward(model, self._cache, self._working)
         self._decoder = decoder(forward, planned, config.max_rows)
+        served = self_check(forward, self._decoder, config.max_rows, self.vocab_size)
+        self.store = AdapterStore(
+            AdapterLimits(
+                targets={name: shapes[name] for name in shapes if name in served},
+                max_rank=config.max_rank,
+                dtype=weight.dtype,
+                base_names=config.base_names,
+            ),
+            slots,
+            host_bytes=config.host_bytes,
+        )
         self._batch = Batch(forward, self._decoder, self._rows, self._prefixes, config, self._shed)
         self._queue: FairQueue[Row] = FairQueue(config.max_queue)
         self._lock = threading.Lock()  # guards _live, _cancelled and _over: a dict access each

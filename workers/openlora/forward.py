@@ -44,6 +44,7 @@ class Forward:
         mask = torch.zeros(seen.shape, dtype=torch.float32).masked_fill_(~seen, -math.inf)
         self.cache.aim(lo, hi, writes.to(self._device), length)
         self.working.bind(lo, hi, ids.shape[1])
+        self.working.context.rows = hi - lo
         model: Any = self.model
         try:
             out = model(
@@ -118,6 +119,7 @@ class StaticDecode:
         mask.masked_fill_(~seen, -math.inf)
         self.cache.aim(0, shape.rows, writes[:, None], shape.length)
         self.form.bind_index(slots, lora=shape.lora)
+        self.form.context.rows = shape.rows
         model: Any = self.model
         try:
             out = model(
