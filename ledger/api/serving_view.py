@@ -14,6 +14,7 @@ WINDOW_S = 60.0
 SHOWN_ADAPTERS = 10
 CHART_HEIGHT = 60
 NOTHING = "–"
+UNNAMED = {"other": "all others", "base": "the base model itself"}
 FORMS = {"row": "row form", "dense": "dense form", "none": "base rows only"}
 
 
@@ -184,10 +185,11 @@ def _adapters(up: Sequence[Replica], names: dict[str, str]) -> list[dict[str, An
                 mine[key] += count
     ranked = sorted(found.items(), key=lambda item: (-item[1]["completion_tokens"], item[0]))
     total = max(1.0, sum(counts["completion_tokens"] for counts in found.values()))
+    most = max([1.0, *(counts["completion_tokens"] for counts in found.values())])
     return [
         {
             "cells": [
-                names.get(adapter, adapter),
+                UNNAMED.get(adapter) or names.get(adapter, adapter),
                 _whole(counts["requests"]),
                 _whole(counts["completion_tokens"]),
                 _seconds(counts["ttft_s"] / counts["first_tokens"])
@@ -195,7 +197,7 @@ def _adapters(up: Sequence[Replica], names: dict[str, str]) -> list[dict[str, An
                 else NOTHING,
                 f"{counts['completion_tokens'] / total:.0%}",
             ],
-            "bar": round(100 * counts["completion_tokens"] / total, 1),
+            "bar": round(100 * counts["completion_tokens"] / most, 1),
         }
         for adapter, counts in ranked[:SHOWN_ADAPTERS]
     ]

@@ -36,6 +36,8 @@ MAX_STREAM_S = 3_600.0
 """Then a viewer's browser connects again: no connection is for ever."""
 NAMES_A_LOOK = 8
 MAX_NAMES = 10_000
+NO_ADAPTERS = frozenset({"base", "other"})
+"""What the meter names so is no adapter's id: the base model, and the adapters that it lumps."""
 
 
 @dataclass(kw_only=True)
@@ -221,7 +223,7 @@ class ServingWatch:
             for replica in self.replicas.values()
             for adapter in replica.stats.get("metrics", {}).get("adapters", {})
         }
-        for adapter in sorted(seen - self.names.keys())[:NAMES_A_LOOK]:
+        for adapter in sorted(seen - self.names.keys() - NO_ADAPTERS)[:NAMES_A_LOOK]:
             if len(self.names) >= MAX_NAMES:
                 self.names.clear()
             name = await asyncio.to_thread(self.name_of, adapter)
