@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from tests.unit.openlora_world import SavedAdapter, request, save_adapter, tiny_llama
 from workers.openlora.engine import Engine, EngineConfig
 from workers.openlora.forms import SLOT_GATHER, WORKING_SET
+from workers.openlora.placing import placed
 
 AWAY = torch.device("meta")
 COPIES = {Tensor.to, Tensor.copy_}
@@ -136,3 +137,19 @@ def test_a_whole_engine_mixes_no_devices(
     kept = engine._cache.row_layers[0].keys
     assert kept is not None
     assert kept.device == AWAY
+
+
+def test_a_model_in_bfloat16_keeps_its_rotary_frequencies() -> None:
+    """As transformers does when it loads one; `Module.to` rounds them."""
+    model: Any = tiny_llama()
+    rotary = model.model.rotary_emb
+    exact = rotary.inv_freq.clone()
+    assert placed(model, torch.device("cpu"), torch.bfloat16) is model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(rotary.inv_freq, exact)
+    assert rotary.inv_freq.dtype == torch.float32
+    tokens = model(input_ids=torch.tensor([[1, 2, 3]])).logits
+    assert tokens.dtype == torch.bfloat16
+    assert placed(model, AWAY, torch.bfloat16).model.rotary_emb.inv_freq.device == AWAY
+    model.to(dtype=torch.bfloat16)
+    assert rotary.inv_freq.dtype == torch.bfloat16, "or placed() would not be needed any more"

@@ -181,6 +181,8 @@ def _placed(model: Any) -> Any:
     """On a GPU in bfloat16 where Ray gave us one; else as it is, float32 on the CPU."""
     import torch
 
+    from workers.openlora.placing import placed
+
     if torch.cuda.is_available():
-        return model.to(device="cuda", dtype=torch.bfloat16)
+        return placed(model, torch.device("cuda"), torch.bfloat16)
     return model
