@@ -39,6 +39,9 @@ class OneDevice(TorchFunctionMode):
         if away and func in READS:
             self.reads += 1
             return _zeros(args[0].shape) if func is Tensor.tolist else func(torch.zeros(()))
+        if away and func is Tensor.nonzero:  # how many there are is a number, too
+            self.reads += 1
+            return torch.empty(0, args[0].dim(), dtype=torch.long, device=AWAY)
         if away and func is Tensor.cpu:
             self.reads += 1
             return torch.zeros(args[0].shape, dtype=args[0].dtype)
@@ -133,7 +136,9 @@ def test_a_whole_engine_mixes_no_devices(
     stats = engine.stats()
     assert stats["adapters"]["slot_evictions"] > 0
     assert mode.calls_away > 1000
-    assert mode.reads <= 4 * stats["steps"], "a step waits for the device a few times, not per row"
+    assert mode.reads <= 8 * stats["steps"], (
+        "a step waits for the device a few times: twice it draws"
+    )
     kept = engine._cache.row_layers[0].keys
     assert kept is not None
     assert kept.device == AWAY
