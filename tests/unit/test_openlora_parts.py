@@ -18,7 +18,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from ledger.errors import Backpressure, ComputeError, InvalidEvent
 from tests.unit.openlora_world import (
@@ -35,7 +40,16 @@ from workers.openlora.chat import encode_chat, openai_finish_reason
 from workers.openlora.driver import AsyncEngine
 from workers.openlora.errors import UnknownAdapter
 from workers.openlora.layers import LoraContext, WorkingSet, dense_is_cheaper
-from workers.openlora.sampling import Draw, choose, uniform
+from workers.openlora.sampling import (
+    LOST,
+    Draw,
+    _among_all,
+    _among_likeliest,
+    _sample,
+    choose,
+    logprobs,
+    uniform,
+)
 from workers.openlora.scheduler import (
     MAX_PASSES,
     MAX_RETRY_AFTER_S,
@@ -80,6 +94,75 @@ def test_cuts_leave_the_likeliest(cut: dict[str, float], allowed: set[int]) -> N
     logits = torch.tensor([[0.25, 0.15, 0.5, 0.1]]).log()
     seen = {choose(logits, [draw(seed=s, **cut)])[0] for s in range(300)}
     assert seen == allowed
+
+
+def test_the_distribution_is_that_of_transformers_processors() -> None:
+    """Temperature, top-k and top-p by Hugging Face's own warpers, against many draws of ours."""
+    rng = torch.Generator().manual_seed(4)
+    logits = torch.randn(1, 12, generator=rng) * 2
+    empty = torch.zeros(1, 0, dtype=torch.long)
+    n = 3000
+    for heat, top_k, top_p in [(0.7, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.8), (0.9, 7, 0.6)]:
+        scores = TemperatureLogitsWarper(heat)(empty, logits)
+        if top_k:
+            scores = TopKLogitsWarper(top_k)(empty, scores)
+        if top_p < 1:
+            scores = TopPLogitsWarper(top_p)(empty, scores)
+        expected = torch.softmax(scores, -1)[0]
+        for at in range(2):  # either way of drawing
+            wide = logits if at == 0 else torch.cat([logits, torch.full((1, 400), -1e4)], 1)
+            draws = [draw(temperature=heat, top_k=top_k, top_p=top_p, step=i) for i in range(n)]
+            tokens = torch.tensor(choose(wide.expand(n, -1), draws))
+            shares = torch.bincount(tokens, minlength=12) / n
+            assert set(tokens.unique().tolist()) <= set(expected.nonzero()[:, 0].tolist())
+            assert torch.allclose(shares, expected, atol=0.035), (heat, top_k, top_p)
+
+
+@given(st.integers(0, 2**31), st.sampled_from(["flat", "peaked", "tied", "half"]))
+@settings(max_examples=40, deadline=None)
+def test_the_likeliest_decide_as_the_whole_vocabulary_would(seed: int, kind: str) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(16, 700, generator=rng)
+    if kind != "flat":
+        logits *= 6
+    if kind == "tied":
+        logits = logits.round()
+    if kind == "half":
+        logits = logits.bfloat16()
+    draws = [
+        draw(
+            seed=seed,
+            step=i,
+            temperature=(0.2, 0.7, 1.0, 2.0)[i % 4],
+            top_k=(0, 3, 256, 300)[i // 4],
+            top_p=(1.0, 0.5, 0.99)[i % 3],
+        )
+        for i in range(16)
+    ]
+    assert _sample(logits, draws).tolist() == _among_all(logits, draws).tolist()
+
+
+def test_most_draws_need_no_sort() -> None:
+    logits = torch.randn(32, 32_000, generator=torch.Generator().manual_seed(1)) * 4
+    draws = [draw(step=i, temperature=0.8, top_p=0.95) for i in range(32)]
+    assert (_among_likeliest(logits, draws) != LOST).sum() >= 24
+
+
+def test_rows_without_numbers_are_lost_alone() -> None:
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor([[1.0, 2.0], [nan, 1.0], [inf, 1.0], [-inf, -inf], [-inf, 0.0]])
+    assert choose(logits, [draw(temperature=0)] * 5) == [1, LOST, LOST, LOST, 1]
+    assert choose(logits, [draw()] * 5)[1:] == [LOST, LOST, LOST, 1]
+
+
+def test_log_probabilities_are_those_of_log_softmax() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    expected = torch.log_softmax(logits, -1)
+    for i, found in enumerate(logprobs(logits, [7, 8, 9], [0, 2, 5])):
+        assert found.logprob == pytest.approx(float(expected[i, 7 + i]), abs=1e-6)
+        best = expected[i].topk((0, 2, 5)[i])
+        assert [t for t, _ in found.top] == best.indices.tolist()
+        assert [p for _, p in found.top] == pytest.approx(best.values.tolist(), abs=1e-6)
 
 
 def test_the_random_number_is_part_of_the_format() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from ledger.errors import NotFound
 from tests.unit.openlora_world import (
     SavedAdapter,
     engine_for,
@@ -96,6 +97,34 @@ def test_another_version_of_an_adapter_shares_nothing_with_the_last(
     assert engine.stats()["prefix_hits"] == hits
     first = gather(head)["running"].tokens
     assert first + answers["running"].tokens == oracle(base, adapters[0], SYSTEM, 20)
+
+
+def test_a_hot_replacement_shares_nothing_with_what_it_replaced(
+    base: LlamaForCausalLM, adapters: list[SavedAdapter], tmp_path: Path
+) -> None:
+    """Running and waiting answers end on the old weights; later ones begin on the new."""
+    engine = engine_for(base, max_rows=2)
+    old = adapters[0]
+    load(engine, old)
+    for i in range(3):
+        run(engine, [request(f"before{i}", "a0", SYSTEM, max_tokens=2)])
+    for i in range(3):  # two rows run, one request waits
+        engine.submit(request(f"old{i}", "a0", (*SYSTEM, i), max_tokens=9))
+    head = engine.step()
+    new = save_adapter(base, tmp_path, "a0", rank=6, seed=123)
+    engine.replace_adapter("a0", new.path, new.sha256, config_sha256=new.config_sha256)
+    later = [request(f"new{i}", "a0", (*SYSTEM, i), max_tokens=9) for i in range(2)]
+    answers = run(engine, later)
+    first = gather(head)
+    for i in range(3):
+        tokens = first[f"old{i}"].tokens if f"old{i}" in first else []
+        assert tokens + answers[f"old{i}"].tokens == oracle(base, old, (*SYSTEM, i), 9)
+    for i in range(2):
+        assert answers[f"new{i}"].tokens == oracle(base, new, (*SYSTEM, i), 9)
+    assert answers["old2"].finish.reused_tokens == len(SYSTEM), "from what is kept of the old"
+    assert answers["new0"].finish.reused_tokens == 0
+    with pytest.raises(NotFound):
+        engine.replace_adapter("nobody", new.path, new.sha256)
 
 
 @pytest.mark.parametrize("seed", range(3))

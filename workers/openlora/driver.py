@@ -130,6 +130,14 @@ class AsyncEngine:
             self._engine.load_adapter, adapter_id, path, sha256, config_sha256=config_sha256
         )
 
+    async def replace_adapter(
+        self, adapter_id: str, path: Path | str, sha256: str, *, config_sha256: str | None = None
+    ) -> None:
+        """A new version of a published adapter; see `Engine.replace_adapter`."""
+        await asyncio.to_thread(
+            self._engine.replace_adapter, adapter_id, path, sha256, config_sha256=config_sha256
+        )
+
     def retire(self, adapter_id: str) -> None:
         self._engine.retire(adapter_id)
 

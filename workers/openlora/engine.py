@@ -197,6 +197,16 @@ class Engine:
         """Read an adapter ahead of its turn; raises as `load_adapter`, or UnknownAdapter."""
         with_memory(partial(self.store.warm, adapter_id), self._shed, f"adapter {adapter_id!r}")
 
+    def replace_adapter(
+        self, adapter_id: str, path: Path | str, sha256: str, *, config_sha256: str | None = None
+    ) -> None:
+        """Publish a new version under a known id: accepted requests finish on the old weights,
+        later ones get the new. Raises UnknownAdapter and what `load_adapter` raises; then nothing
+        has changed."""
+        files = AdapterFiles(path=Path(path), weights_sha256=sha256, config_sha256=config_sha256)
+        replace_with = partial(self.store.replace, adapter_id, files)
+        with_memory(replace_with, self._shed, f"adapter {adapter_id!r}")
+
     def retire(self, adapter_id: str) -> None:
         """No new request for it; accepted ones finish. Raises UnknownAdapter."""
         self.store.retire(adapter_id)
