@@ -30,11 +30,11 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "projections": ("The projector: 500 events a transaction beside one at a time", ["5000"]),
     "openlora": (
         "OpenLoRA beside peft's mixed batch and plain `generate`",
-        ["--quick", "--cpu-time"],
+        ["--quick", "--plot", "docs/images/openlora-throughput.png"],
     ),
     "serving": (
         "Serving through HTTP beside the engine alone: 64 clients, a crowd, a kill",
-        ["--report", "docs/LOADTEST.md"],
+        ["--report", "docs/LOADTEST.md", "--shot", "docs/images/serving.png"],
     ),
     "attribution": ("What an attribution index costs, and an answer", []),
     "attribution_audit": ("Audits: what another machine does to sketches, and what they cost", []),

@@ -1,275 +1,265 @@
-"""Decode throughput of the serving engine beside peft's mixed batch and plain generate.
+"""OpenLoRA beside what a Python user reaches for first: peft's mixed batch, and plain `generate`.
 
-    python -m tests.bench.bench_openlora [--quick] [--cpu-time] [--json FILE]
+    python -m tests.bench.bench_openlora [--quick] [--json FILE] [--plot FILE]
 
-A random Llama of 31.6M parameters (h512 x 8 layers), 32 rows, rank 8, fp32, greedy. Every way
-runs the same prompts for the same number of tokens on the same machine in the same run; ways take
-turns and the median of the rounds counts, because other programs may share the cores. What is
-timed is decode alone: the engine's steps after the one that read the prompts, and for generate
-a run of N+1 tokens minus a run of one.
+Decode speed of 32 rows, prompts excluded, greedy, in one run for all ways: ways take turns, the
+median of rounds is kept, the clock is CPU seconds of one thread (`openlora_ways`). On a random
+31.6M-parameter Llama, then on the bundled base. Then the tiers (`openlora_tiers`): how many are
+registered, twice the slots, cold starts, resident memory. Tokens are compared with peft's before
+anything is timed.
 
-On a machine that other programs use, `--cpu-time` runs one thread and counts its CPU seconds: a
-descheduled thread is not charged, and no barrier waits for it. Shared caches still make noise.
-
-The absolute numbers name this machine; the ratios are what the tables of docs are about.
+peft's mixed batch is measured in both ways that its users have, `generate` and a bare loop with a
+cache; ratios are against the faster. The absolute numbers name this machine; read the ratios. No
+other multi-adapter engine installs here: vllm, sglang, lorax and punica ship CUDA wheels or build
+from source against CUDA, and vllm's CPU build is not in the package index.
 """
 
 import argparse
-import copy
 import gc
 import json
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.openlora.adapter import WEIGHTS_FILE
-from workers.openlora.engine import Engine, EngineConfig, GenerationRequest
+from tests.bench import openlora_tiers as tiers
+from tests.bench import openlora_ways as ways
+from tests.bench.openlora_ways import RANK, ROWS, TARGETS
+from workers import base_model
 
-ROWS = 32
-RANK = 8
-PROMPT = 32
-TARGETS = {
-    "q,v": ("q_proj", "v_proj"),
-    "all linears": (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ),
+DISTINCT = (1, 2, 4, 8, 16, 32)
+GOALS: dict[str, dict[str, tuple[str, float]]] = {
+    "32 distinct / engine without LoRA": {"q,v": (">=", 0.93), "all linears": (">=", 0.80)},
+    "32 distinct / peft mixed batch": {"q,v": (">=", 2.5), "all linears": (">=", 6.0)},
+    "engine without LoRA / transformers generate": {
+        "q,v": (">=", 1.0),
+        "all linears": (">=", 1.0),
+    },
 }
 
-CLOCK: Callable[[], float] = time.perf_counter
 
-Way = Callable[[int], float]
-"""Decodes that many tokens for all rows, prompts not counted; returns seconds."""
-
-
-def reference_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=6144,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        tie_word_embeddings=False,
-    )
-    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
-    return model
-
-
-def save_adapters(base: LlamaForCausalLM, folder: Path, targets: tuple[str, ...]) -> list[Path]:
-    """ROWS random adapters as peft saves them."""
-    config = LoraConfig(
-        r=RANK, lora_alpha=RANK, target_modules=list(targets), task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(copy.deepcopy(base), config)
-    paths = []
-    for i in range(ROWS):
-        generator = torch.Generator().manual_seed(i)
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if "lora_" in name:
-                    p.copy_(torch.randn(p.shape, generator=generator) * 0.02)
-        path = folder / f"a{i}"
-        model.save_pretrained(str(path))
-        paths.append(path)
-    return paths
-
-
-def engine_way(engine: Engine, adapters: list[str | None], prompts: torch.Tensor) -> Way:
-    def run(tokens: int) -> float:
-        for i, adapter in enumerate(adapters):
-            engine.submit(
-                GenerationRequest(
-                    request_id=f"r{i}",
-                    adapter_id=adapter,
-                    prompt_ids=tuple(prompts[i].tolist()),
-                    max_tokens=tokens + 2,  # the step that reads the prompts makes two
-                    ignore_eos=True,
-                )
+def decode(base: Any, label: str, folder: Path, *, tokens: int, rounds: int) -> dict[str, Any]:
+    """Every way of decoding with adapters on `label`, after their tokens were compared."""
+    paths = ways.save_adapters(base, folder, TARGETS[label], ROWS)
+    engine = ways.engine_of(base, paths)
+    peft_model = ways.load_peft(base, paths)
+    checked = ways.same_tokens(base, engine, peft_model, tokens=16)
+    prompts, names = ways.prompts_of(base), [f"a{i}" for i in range(ROWS)]
+    few = max(4, tokens // 3)
+    runs: dict[str, tuple[ways.Way, int]] = {
+        "engine, no LoRA": (ways.engine_way(engine, [None] * ROWS, prompts), tokens),
+        **{
+            f"engine, {n} distinct": (
+                ways.engine_way(engine, [f"a{i % n}" for i in range(ROWS)], prompts),
+                tokens,
             )
-        engine.step()
-        start = CLOCK()
-        while engine.has_work():
-            engine.step()
-        return CLOCK() - start
-
-    return run
-
-
-def generate_way(model: Any, prompts: torch.Tensor, names: list[str] | None = None) -> Way:
-    extra = {} if names is None else {"adapter_names": names}
-
-    def timed(tokens: int) -> float:
-        start = CLOCK()
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=prompts,
-                attention_mask=torch.ones_like(prompts),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-                pad_token_id=0,
-                **extra,
-            )
-        assert out.shape[1] == prompts.shape[1] + tokens
-        return CLOCK() - start
-
-    return lambda tokens: timed(tokens + 1) - timed(1)
-
-
-def load_peft(base: LlamaForCausalLM, paths: list[Path]) -> Any:
-    model = PeftModel.from_pretrained(copy.deepcopy(base), str(paths[0]), adapter_name="a0")
-    for i, path in enumerate(paths[1:], start=1):
-        model.load_adapter(str(path), adapter_name=f"a{i}")
-    return model.eval()
-
-
-def measure(ways: dict[str, Way], *, tokens: int, rounds: int) -> dict[str, float]:
-    """Decode tokens per second of each way: median over rounds, ways taking turns."""
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way(1)  # caches, thread pools
-    for _ in range(rounds):
-        for name, way in ways.items():
-            samples[name].append(ROWS * tokens / way(tokens))
-            print(f"    {name}: {samples[name][-1]:.0f} tokens/s", file=sys.stderr, flush=True)
-    return {name: statistics.median(rates) for name, rates in samples.items()}
-
-
-def bench_targets(
-    base: LlamaForCausalLM, label: str, folder: Path, *, tokens: int, rounds: int, peft_tokens: int
-) -> dict[str, Any]:
-    paths = save_adapters(base, folder / label.replace(" ", "_").replace(",", ""), TARGETS[label])
-    prompts = torch.randint(0, 6144, (ROWS, PROMPT), generator=torch.Generator().manual_seed(1))
-    engine = Engine(
-        copy.deepcopy(base),
-        None,
-        EngineConfig(max_rows=ROWS, max_len=PROMPT + tokens + 3, slots=ROWS, max_rank=RANK),
-    )
-    for i, path in enumerate(paths):
-        digest = _sha256(path / WEIGHTS_FILE)
-        engine.load_adapter(f"a{i}", path, digest)
-    distinct: list[str | None] = [f"a{i}" for i in range(ROWS)]
-    half: list[str | None] = [f"a{i}" if i % 2 else None for i in range(ROWS)]
-    rates = measure(
-        {
-            "engine, no LoRA": engine_way(engine, [None] * ROWS, prompts),
-            "engine, 32 distinct adapters": engine_way(engine, distinct, prompts),
-            "engine, 16 distinct + 16 base rows": engine_way(engine, half, prompts),
-            "engine, one shared adapter": engine_way(engine, ["a0"] * ROWS, prompts),
-            "transformers generate, no LoRA": generate_way(base, prompts),
+            for n in DISTINCT
         },
-        tokens=tokens,
-        rounds=rounds,
-    )
-    del engine
+        "engine, 16 distinct + 16 base rows": (
+            ways.engine_way(engine, [f"a{i}" if i % 2 else None for i in range(ROWS)], prompts),
+            tokens,
+        ),
+        "transformers generate, no LoRA": (ways.generate_way(base, prompts), tokens),
+        "transformers loop, no LoRA": (ways.loop_way(base, prompts), tokens),
+        "peft generate, 32 distinct": (ways.generate_way(peft_model, prompts, names), few),
+        "peft loop, 32 distinct": (ways.loop_way(peft_model, prompts, names), few),
+    }
+    rates = ways.medians(runs, rounds=rounds)
+    del engine, peft_model
     gc.collect()
-    model = load_peft(base, paths)
-    names = [f"a{i}" for i in range(ROWS)]
-    rates |= measure(
-        {"peft mixed batch, 32 distinct": generate_way(model, prompts, names)},
-        tokens=peft_tokens,
-        rounds=max(1, rounds // 3),
-    )
-    alone, mixed = rates["engine, no LoRA"], rates["engine, 32 distinct adapters"]
+    return {"tokens_per_s": rates, "ratios": ratios(rates), "greedy_beside_peft": checked}
+
+
+def ratios(rates: dict[str, float]) -> dict[str, float]:
+    alone, mixed = rates["engine, no LoRA"], rates["engine, 32 distinct"]
+    plain = rates["transformers generate, no LoRA"]
+    peft_best = max(rates["peft generate, 32 distinct"], rates["peft loop, 32 distinct"])
     return {
-        "tokens_per_s": {name: round(rate, 1) for name, rate in rates.items()},
-        "ratios": {
-            "32 distinct / engine without LoRA": round(mixed / alone, 3),
-            "one shared / engine without LoRA": round(
-                rates["engine, one shared adapter"] / alone, 3
-            ),
-            "32 distinct / peft mixed batch": round(
-                mixed / rates["peft mixed batch, 32 distinct"], 2
-            ),
-            "engine without LoRA / transformers generate": round(
-                alone / rates["transformers generate, no LoRA"], 3
-            ),
-            "peft mixed batch / transformers generate": round(
-                rates["peft mixed batch, 32 distinct"] / rates["transformers generate, no LoRA"], 3
-            ),
-        },
+        "32 distinct / engine without LoRA": mixed / alone,
+        "one shared / engine without LoRA": rates["engine, 1 distinct"] / alone,
+        "32 distinct / peft mixed batch": mixed / peft_best,
+        "engine without LoRA / transformers generate": alone / plain,
+        "engine without LoRA / transformers loop": alone / rates["transformers loop, no LoRA"],
+        "peft mixed batch / transformers generate": peft_best / plain,
     }
 
 
-def _sha256(path: Path) -> str:
-    import hashlib
+def of_tiers(base: Any, label: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    paths = ways.save_adapters(base, folder / "saved", TARGETS[label], 2 * ROWS)
+    tokens, rounds = (16, 3) if quick else (32, 5)
+    result: dict[str, Any] = {
+        "registered": tiers.registered(base, paths[:ROWS], folder, tokens=tokens, rounds=rounds),
+        "beyond_the_slots": tiers.beyond_the_slots(base, paths, tokens=tokens, rounds=rounds),
+        "cold_start": tiers.cold_start(base, paths),
+    }
+    count = 1_000 if label == "q,v" else 200
+    result["resident"] = tiers.resident(paths[:ROWS], folder / "resident", count)
+    gc.collect()
+    return result
 
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+def plot(result: dict[str, Any], out: Path) -> None:
+    """Throughput against registered adapters (left) and distinct ones in the batch (right)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for label, color in zip(TARGETS, ("tab:blue", "tab:orange"), strict=True):
+        of = result["tiers"][label]["registered"]
+        for use, style in (("one in use", "--"), ("32 in use", "-")):
+            points = of[use]
+            left.plot(
+                [int(n) for n in points],
+                list(points.values()),
+                style,
+                marker="o",
+                color=color,
+                label=f"{label}, {use}",
+            )
+        rates = result["decode"]["random Llama, 31.6M"][label]["tokens_per_s"]
+        right.plot(
+            DISTINCT,
+            [rates[f"engine, {n} distinct"] for n in DISTINCT],
+            marker="o",
+            color=color,
+            label=f"OpenLoRA, {label}",
+        )
+        peft_best = max(rates[f"peft {way}, 32 distinct"] for way in ("generate", "loop"))
+        right.plot([32], [peft_best], "x", color=color, label=f"peft mixed batch, {label}")
+    right.axhline(rates["engine, no LoRA"], color="gray", lw=1, label="OpenLoRA without LoRA")
+    right.axhline(
+        rates["transformers generate, no LoRA"], color="gray", lw=1, ls=":", label="generate"
+    )
+    left.set(xscale="log", xlabel="adapters registered", ylabel="tokens a CPU second, 32 rows")
+    right.set(xscale="log", xlabel="distinct adapters among 32 rows")
+    right.set_xticks(DISTINCT, [str(n) for n in DISTINCT])
+    right.minorticks_off()
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=120)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The tables that docs/BENCHMARKS.md keeps."""
+    for model, of in result["decode"].items():
+        print(f"\n{model + ', tokens a CPU second':46}" + "".join(f"{t:>13}" for t in of))
+        for section, digits in (("tokens_per_s", 0), ("ratios", 3)):
+            for name in next(iter(of.values()))[section]:
+                cells = "".join(f"{t[section][name]:>13.{digits}f}" for t in of.values())
+                print(f"{name:46}{cells}{_goal(name) if model.startswith('random') else ''}")
+        same = "".join(f"{t['greedy_beside_peft']['identical']:>10}/{ROWS}" for t in of.values())
+        print(f"{'adapters whose greedy tokens are peft_s':46}{same}")
+    of = result["tiers"]
+    print(f"\n{'tiers, random Llama':46}" + "".join(f"{t:>13}" for t in of))
+    for name, row in tier_rows(of).items():
+        print(f"{name:46}" + "".join(f"{cell:>13}" for cell in row))
+    print(f"\nCPU time of one thread; {result['machine']}; {result['versions']}")
+
+
+def tier_rows(of: dict[str, Any]) -> dict[str, list[str]]:
+    many, least = tiers.REGISTERED[-1], ROWS
+    rows: dict[str, list[str]] = {}
+    for t in of.values():
+        one, some = t["registered"]["one in use"], t["registered"]["32 in use"]
+        for name, cell in {
+            f"{many:,} registered / 1, one in use  (0.95..)": one[many] / one[1],
+            f"{many:,} registered / 1,000, {least} in use  (0.95..)": some[many] / some[1_000],
+            "to register one, us": t["registered"]["us_to_register_each"],
+            "twice the slots / warm  (>= 0.9)": t["beyond_the_slots"]["of_warm"][
+                "twice the slots, from host memory"
+            ],
+            "the same with no host memory at all": t["beyond_the_slots"]["of_warm"][
+                "twice the slots, from disk"
+            ],
+            "first token, cold - warm, CPU ms  (<= 2 | 5)": t["cold_start"][
+                "cold_minus_warm_cpu_ms"
+            ],
+            "first token, cold - warm, wall ms": t["cold_start"]["cold_minus_warm_wall_ms"],
+            "first token, warm, CPU ms": t["cold_start"]["warm_cpu_ms"],
+            "resident / own bytes  (<= 1.1)": t["resident"]["ratio"],
+        }.items():
+            rows.setdefault(name, []).append(f"{cell:.3f}")
+        rows.setdefault("adapters in slots for that", []).append(f"{t['resident']['adapters']:,}")
+        rows.setdefault("bytes of one adapter", []).append(f"{t['resident']['bytes_each']:,}")
+    return rows
+
+
+def _goal(row: str) -> str:
+    goals = GOALS.get(row)
+    if goals is None:
+        return ""
+    return "   aim " + " | ".join(f"{sign} {value:g}" for sign, value in goals.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds, ~1 minute")
+    parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds")
     parser.add_argument("--json", type=Path, help="write the result there too")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--plot", type=Path, help="write the plot there")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--wall", action="store_true", help="wall clock in place of CPU seconds")
     parser.add_argument("--only", choices=sorted(TARGETS))
-    parser.add_argument("--cpu-time", action="store_true", help="one thread, CPU seconds")
     args = parser.parse_args()
-    if args.cpu_time:
-        global CLOCK
-        CLOCK, args.threads = time.process_time, 1
+    if args.wall:
+        ways.CLOCK = time.perf_counter
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
-    base = reference_llama()
-    tokens, rounds, peft_tokens = (12, 3, 4) if args.quick else (64, 7, 16)
+    started, labels = time.monotonic(), [args.only] if args.only else list(TARGETS)
+    models = {"random Llama, 31.6M": ways.reference_llama(), "bundled base": base_model.load()[0]}
+    for base in models.values():
+        base.generation_config.eos_token_id = None  # every way makes as many tokens as it is asked
+    tokens, rounds = (16, 3) if args.quick else (32, 7)
     result: dict[str, Any] = {
-        "model": "random Llama h512 x 8 layers, fp32",
-        "parameters": sum(p.numel() for p in base.parameters()),
         "rows": ROWS,
         "rank": RANK,
-        "prompt_tokens": PROMPT,
+        "prompt_tokens": ways.PROMPT,
         "decode_tokens": tokens,
         "rounds": rounds,
         "threads": args.threads,
-        "clock": "CPU seconds" if args.cpu_time else "wall clock",
+        "clock": "wall" if args.wall else "CPU seconds",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average_before": os.getloadavg()[0],
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
-        "targets": {},
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"peft {peft.__version__}",
+        "decode": {},
+        "tiers": {},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        for label in [args.only] if args.only else list(TARGETS):
-            print(f"... {label}", file=sys.stderr, flush=True)
-            result["targets"][label] = bench_targets(
-                base, label, Path(folder), tokens=tokens, rounds=rounds, peft_tokens=peft_tokens
+    with tempfile.TemporaryDirectory() as name, base_model.quiet_peft():
+        folder = Path(name)
+        for model, base in models.items():
+            for i, label in enumerate(labels):
+                print(f"... {model}, {label}", file=sys.stderr, flush=True)
+                at = folder / f"{base.config.hidden_size}-{i}"
+                measured = decode(base, label, at, tokens=tokens, rounds=rounds)
+                result["decode"].setdefault(model, {})[label] = measured
+        for i, label in enumerate(labels):
+            print(f"... tiers, {label}", file=sys.stderr, flush=True)
+            at = folder / f"tiers-{i}"
+            at.mkdir()
+            result["tiers"][label] = of_tiers(
+                models["random Llama, 31.6M"], label, at, quick=args.quick
             )
-    result["load_average_after"] = os.getloadavg()[0]
+    result |= {
+        "load_average_after": os.getloadavg()[0],
+        "seconds": time.monotonic() - started,
+    }
     print(json.dumps(result, indent=2))
-    for section in ("tokens_per_s", "ratios"):
-        print(f"\n{section:45}" + "".join(f"{label:>14}" for label in result["targets"]))
-        first = next(iter(result["targets"].values()))
-        for row in first[section]:
-            cells = "".join(f"{t[section][row]:>14}" for t in result["targets"].values())
-            print(f"{row:45}{cells}")
+    show(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
+    if args.plot:
+        plot(result, args.plot)
 
 
 if __name__ == "__main__":

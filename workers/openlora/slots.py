@@ -121,6 +121,7 @@ class AdapterStore:
         self._slotted: OrderedDict[AdapterEntry, int] = OrderedDict()  # least recently used first
         self._free = list(range(slots.count - 1, -1, -1))
         self._kept: set[AdapterEntry] = set()
+        self._accepted = 0  # requests that are not finished, of all adapters
         self._prefetch: Prefetcher[AdapterEntry] = Prefetcher(self._read_ahead)
         self.stats = TierStats()
 
@@ -182,22 +183,25 @@ class AdapterStore:
             self._set_kept(entry, kept and not entry.retired)
 
     def acquire(self, adapter_id: str) -> AdapterEntry:
-        """A hold for one request, until `release`; a cold one is read ahead of its turn.
+        """A hold for one request, until `release`. Raises UnknownAdapter.
 
-        Raises UnknownAdapter."""
+        A cold adapter is read ahead of its turn, but for the only request there is: its turn is
+        now, and another thread would only be slower."""
         with self._lock:
             entry = self._entries.get(adapter_id)
             if entry is None:
                 raise UnknownAdapter(adapter_id)
+            ahead = self._accepted > 0 and entry.slot is None and entry not in self._host
             entry.requests += 1
-            cold = entry.slot is None and entry not in self._host
-        if cold:
+            self._accepted += 1
+        if ahead:
             self._prefetch.ask(entry)
         return entry
 
     def release(self, entry: AdapterEntry) -> None:
         with self._lock:
             entry.requests -= 1
+            self._accepted -= 1
             assert entry.requests >= 0
             self._drop_if_done(entry)
 
