@@ -18,12 +18,15 @@ def audit(
     """Downloads the whole log as an outsider does: its signatures and order are checked on the way.
 
     `lost`: a whole answer without exactly its event. `doubled`: an inference with two events or two
-    fees. `unheard`: recorded, but no client heard its end (it went away, or we were killed).
-    `wrong_money`: an amount that differs between receipt, event, fee, its parts, or the balance.
+    fees, or recorded and interrupted as well. `interrupted`: answers that broke off by our fault
+    and cost nothing. `unheard`: recorded, but no client heard its end (it went away, or we were
+    killed). `wrong_money`: an amount that differs between receipt, event, fee, its parts, or the
+    balance.
     """
     log = download(url)
     recorded = _by_inference(log.of("inference.recorded"))
     charged = _by_inference(log.of("fee.charged"))
+    interrupted = _by_inference(log.of("inference.interrupted"))
     told = [answer for answer in answers if answer["done"] and answer["receipt"]]
     heard = Counter(str(answer["receipt"]["inference"]) for answer in told)
     lost = wrong = 0
@@ -36,13 +39,16 @@ def audit(
     for inference, events in recorded.items():
         fees = charged.get(inference, [])
         wrong += len(fees) != 1 or not _adds_up(events[0], fees[0])
-    doubled = sum(len(found) > 1 for kind in (recorded, charged) for found in kind.values())
+    kinds = (recorded, charged, interrupted)
+    doubled = sum(len(found) > 1 for kind in kinds for found in kind.values())
+    doubled += len(interrupted.keys() & recorded.keys())
     doubled += sum(count > 1 for count in heard.values())
     return {
         "events": len(log.events),
         "answers_heard": len(told),
         "inferences": len(recorded),
         "fees": len(charged),
+        "interrupted": len(interrupted),
         "lost": lost,
         "doubled": doubled,
         "unheard": len(recorded.keys() - heard.keys()),

@@ -114,8 +114,9 @@ def _faults(found: dict[str, Any]) -> list[str]:
         f"{audit['events']} events; {audit['answers_heard']} answers heard whole, "
         f"{audit['inferences']} recorded, {audit['fees']} fees. Lost {audit['lost']}, doubled "
         f"{audit['doubled']}, amounts that differ {audit['wrong_money']}. Recorded though no "
-        f"client heard the end: {audit['unheard']}. Every receipt's index holds its event; fees "
-        "and their parts add up; every balance is its deposit less its answers.",
+        f"client heard the end: {audit['unheard']}; interrupted, and free: {audit['interrupted']}. "
+        "Every receipt's index holds its event; fees and their parts add up; every balance is "
+        "its deposit less its answers.",
     ]
 
 

@@ -30,7 +30,7 @@ from ledger.domain.ids import sha256_hex
 from ledger.domain.money import WEI_PER_OPEN
 from ledger.domain.rows import DataRow, encode_rows, rows_root
 from ledger.processes.supervisor import running
-from tests.bench.bench_openlora import reference_llama
+from tests.bench.openlora_ways import reference_llama
 from workers import base_model
 
 ROOT = Path(__file__).parents[2]
