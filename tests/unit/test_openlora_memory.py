@@ -28,8 +28,8 @@ from workers.openlora.forward import Forward
 from workers.openlora.memory import CALM_STEPS, Allowance, is_out_of_memory
 
 torch.set_num_threads(1)
-STRIDE = 239
-"""Every operation (1) takes ten minutes, and was seen to pass."""
+STRIDE = 331
+"""Sparse for the sake of time; every 37th was seen to pass."""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_failures_that_last_refuse_one_and_spare_the_others(
     requests = scenario(adapters)
     expected = tokens_of(run(fresh(base, adapters), requests))
     refused = 0
-    for at in (1, 120, 666):
+    for at in (1, 666):
         engine = fresh(base, adapters)
         with Failing(at, times=10):
             answers = run(engine, requests)
