@@ -9,6 +9,7 @@ Cores: the trainer holds one of Ray's CPUs. Serving and attribution hold none: t
 find a place, on a laptop with two cores too; their torch threads are set by hand.
 """
 
+import os
 from typing import Any
 
 import ray
@@ -20,8 +21,16 @@ from workers.ray_cluster import NAMESPACE
 
 ACTOR_CALLS = 4
 """Calls of a serving actor at once: a health check need not wait for another."""
+BACKGROUND_NICE = 15
 TRAINER_RESTARTS = 5
 """Deaths of a trainer's process that one attempt survives."""
+
+
+def give_way() -> None:
+    """This process may wait: answers are made and sent before it runs. Before it has threads, which
+    would keep the priority that they were started with."""
+    current = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, max(current, BACKGROUND_NICE))
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -32,6 +41,7 @@ class TrainerActor:
     and training goes on at the last snapshot."""
 
     def __init__(self, spec: WorkerSpec) -> None:
+        give_way()
         self._spec = spec
 
     def execute(self, run: dict[str, Any]) -> Any:
@@ -76,6 +86,7 @@ class AttributionActor:
     def __init__(self, spec: WorkerSpec, threads: int) -> None:
         from workers.influence import Influence
 
+        give_way()
         self._influence = Influence(spec.client(), spec.home, spec.base_path(), threads)
 
     def attribute(self, inferences: list[dict[str, Any]]) -> list[Attributed | LedgerError]:

@@ -487,6 +487,9 @@ def _cluster_environment(token: Path) -> Mapping[str, str]:
         # Idle Python workers cost seconds of both cores at the start, and memory later.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        # Ray would run all of its workers at 15: serving goes first, and what may wait gives way
+        # by itself (`actors.give_way`).
+        "RAY_worker_niceness": "0",
         **_QUIET,
     }
 
