@@ -10,8 +10,8 @@ anything is timed.
 
 peft's mixed batch is measured in both ways that its users have, `generate` and a bare loop with a
 cache; ratios are against the faster. The absolute numbers name this machine; read the ratios. No
-other multi-adapter engine installs here: vllm, sglang, lorax and punica ship CUDA wheels or build
-from source against CUDA, and vllm's CPU build is not in the package index.
+other multi-adapter engine is measured: the package index has no lorax; vllm, sglang and punica have
+wheels there, which were not installed or run here.
 """
 
 import argparse
