@@ -61,6 +61,7 @@ def main(names: list[str]) -> int:
     for name in names or BENCHMARKS:
         result = run(name)
         failed |= result["exit_code"] != 0
+        results = json.loads(path.read_text()) if path.exists() else {}  # another may have ended
         results[name] = result
         path.write_text(json.dumps(results, indent=2) + "\n")
     (ROOT / "docs" / "BENCHMARKS.md").write_text(page(results))
