@@ -218,6 +218,9 @@ def test_the_adapter_is_served_and_its_answer_attributed(
     evidence = parse_canonical(api.blobs[found["evidence_sha256"]])
     assert evidence["index_sha256"] == undisturbed["index_sha256"] == found["index_sha256"]
     assert evidence["top_rows"][0]["contributor"] == BEN.id
+    [waiting] = service.processes("ray::AttributionActor")
+    first = os.getpriority(os.PRIO_PROCESS, next(iter(service.pids().values())))
+    assert first < os.getpriority(os.PRIO_PROCESS, waiting), "answers go before attributions"
     nobody = api.inferences[blank]["attribution"]
     assert (nobody["method"], nobody["unattributed_ppm"]) == ("none/v1", 1_000_000)
 
