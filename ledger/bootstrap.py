@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -432,6 +432,8 @@ def api_services(
 ) -> Iterator["Services"]:
     """Everything the HTTP service works with. Without `serving` it is OpenLoRA's replicas, which
     are attached when they are reachable."""
+    from ledger.api.answers.desk import Desk
+    from ledger.api.answers.journal import Journal
     from ledger.api.auth import RateLimit
     from ledger.api.inclusion import Inclusion
     from ledger.api.services import Services
@@ -441,6 +443,7 @@ def api_services(
         store(settings, pool_size=API_POOL, name="api") as box,
         _gated(box, base["digest"], trained := TrainedOn(box.blobs)) as ledger,
         log_cosigners(settings) as cosigners,
+        closing(Journal(settings.root / "serving" / "journal")) as journal,
     ):
         signer = log_signer(settings)
         prover = Prover(box.tiles)
@@ -474,6 +477,7 @@ def api_services(
             health=lambda: health(box, cosigners),
             projected=projection_runner(box).position,
             trained=trained,
+            answers=Desk(journal),
             serving=serving or serving_engine(settings),
             cosigners=cosigners,
         )

@@ -11,6 +11,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,13 +35,15 @@ from ledger.config import Settings
 from ledger.domain.canonical import canonical_json
 from ledger.domain.rows import DataRow, encode_rows, rows_root
 from ledger.log.sequencer import Sequencer
-from ledger.ports import ChatDelta, ChatRequest
+from ledger.ports import ChatDelta, ChatRequest, TokenChance
 from projections.runner import Runner
 from tests.unit.openlora_world import SavedAdapter, save_adapter
 from workers import base_model
 from workers.openlora.chat import encode_chat
 from workers.openlora.driver import AsyncEngine
 from workers.openlora.engine import Engine, EngineConfig, GenerationRequest
+from workers.openlora.sampling import TokenLogprob
+from workers.replicas.backend import encode_prompt
 
 LOG = "ledger.example/api"
 PEOPLE = ("operator", "worker", "owner", "ann", "ben", "dev", "eve", "mallory")
@@ -66,25 +69,49 @@ class LocalEngine:
         self.timeout_s: float | None = None
         self.break_after: int | None = None
         """Pieces after which the stream fails with an error that nobody foresaw."""
+        self.asked: deque[ChatRequest] = deque(maxlen=100)
+        """What was asked last."""
         self.serving = AsyncEngine(Engine(model, self.tokenizer, EngineConfig(max_rows=16)))
         self.serving.start()
 
-    async def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
-        return len(encode_chat(self.tokenizer, messages))
+    async def count_tokens(
+        self, messages: Sequence[Mapping[str, str]], prompt: str | None = None
+    ) -> int:
+        return len(self._encoded(messages, prompt))
+
+    def _encoded(
+        self, messages: Sequence[Mapping[str, str]], prompt: str | None
+    ) -> tuple[int, ...]:
+        if prompt is not None:
+            return encode_prompt(self.tokenizer, prompt)
+        return encode_chat(self.tokenizer, messages)
+
+    def _chance(self, found: TokenLogprob) -> TokenChance:
+        def told(token_id: int) -> tuple[str, bytes]:
+            text = self.tokenizer.decode([token_id])
+            return text, text.encode()
+
+        top = tuple((*told(token_id), logprob) for token_id, logprob in found.top)
+        text, raw = told(found.token_id)
+        return TokenChance(text=text, raw=raw, logprob=found.logprob, top=top)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatDelta]:
         generation = GenerationRequest(
             request_id=request.request_id,
             adapter_id=request.adapter,
-            prompt_ids=encode_chat(self.tokenizer, request.messages),
+            prompt_ids=self._encoded(request.messages, request.prompt),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
+            top_k=request.top_k,
             seed=request.seed,
             stop=tuple(request.stop),
-            timeout_s=self.timeout_s,
+            logprobs=request.logprobs,
+            payer=request.payer,
+            timeout_s=self.timeout_s or request.timeout_s,
             ignore_eos=self.pace_s > 0,  # a slow answer is a long one
         )
+        self.asked.append(request)
         tokens = pieces = 0
         async with contextlib.aclosing(self.serving.generate(generation)) as deltas:
             async for delta in deltas:
@@ -98,6 +125,7 @@ class LocalEngine:
                     finish_reason=finish.reason if finish else None,
                     prompt_tokens=len(generation.prompt_ids),
                     completion_tokens=finish.completion_tokens if finish else tokens,
+                    logprobs=tuple(map(self._chance, delta.logprobs)),
                 )
                 await asyncio.sleep(self.pace_s)
 
@@ -296,8 +324,10 @@ def service(
     url: str, home: Path, engine: LocalEngine, *, opened: bool = True, **changes: Any
 ) -> Iterator[Service]:
     settings = settings_for(url, home, **changes)
-    with api_services(settings) as services, store(settings, pool_size=4) as projecting:
-        services.serving = engine
+    with (
+        api_services(settings, serving=engine) as services,
+        store(settings, pool_size=4) as projecting,
+    ):
         runner = projection_runner(projecting)
         sequencer = Sequencer(
             log=projecting.entries,

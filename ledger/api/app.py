@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_fastapi_instrumentator import Instrumentator, metrics
 
 from ledger.api import problems
+from ledger.api.answers.settling import keep_settled
 from ledger.api.direct import DirectLane, refuse_nul
 from ledger.api.routes import (
     attribution,
@@ -75,20 +76,26 @@ def _measure(app: FastAPI) -> None:
     registry.register(ServingCollector(app.state.serving_watch))
     measure = metrics.default(registry=registry)
     assert measure is not None, "another app has this registry"
-    measured = Instrumentator(excluded_handlers=["/metrics", "/livez"], registry=registry)
+    measured = Instrumentator(
+        excluded_handlers=["/metrics", "/livez", "/serving/events"], registry=registry
+    )
     measured.add(measure).instrument(app).expose(app, include_in_schema=False)
-    app.add_middleware(DirectLane, routes=events.DIRECT, measure=measure)
+    app.add_middleware(DirectLane, routes=[*events.DIRECT, *openai.DIRECT], measure=measure)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-    looking = asyncio.create_task(app.state.serving_watch.run())
+    beside = [
+        asyncio.create_task(app.state.serving_watch.run()),
+        asyncio.create_task(keep_settled(app.state.services)),
+    ]
     try:
         yield
     finally:
-        looking.cancel()
-        await asyncio.wait([looking], timeout=STOP_S)
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside, timeout=STOP_S)
 
 
 def _watch_of(services: Services) -> ServingWatch:

@@ -32,6 +32,7 @@ class RateLimit:
             raise Backpressure(
                 f"more than {self._item.amount} requests in a minute; wait and retry",
                 retry_after_s=max(1, math.ceil(wait_s)),
+                code="rate_limit_exceeded",
             )
 
 

@@ -46,7 +46,7 @@ def _body(name: str, limit: int | None = None) -> Callable[[Request], Awaitable[
 envelope_bytes = _body("MAX_ENVELOPE_BYTES", MAX_ENVELOPE_BYTES)
 batch_bytes = _body("MAX_BATCH_BYTES", MAX_BATCH_BYTES)
 LoginBytes = Annotated[bytes, Depends(_body("MAX_LOGIN_BYTES", MAX_LOGIN_BYTES))]
-ChatBytes = Annotated[bytes, Depends(_body("MAX_CHAT_BYTES", MAX_CHAT_BYTES))]
+chat_bytes = _body("MAX_CHAT_BYTES", MAX_CHAT_BYTES)
 BlobBytes = Annotated[bytes, Depends(_body("TRIBUTARY_MAX_BODY_BYTES"))]
 
 

@@ -32,6 +32,7 @@ from ledger.ports import (
 from projections.queries import Queries
 
 if TYPE_CHECKING:
+    from ledger.api.answers.desk import Desk
     from ledger.api.auth import RateLimit
 
 
@@ -104,6 +105,7 @@ class Services:
     health: Callable[[], list[tuple[str, bool, str]]]
     projected: Callable[[], int]
     trained: TrainedOn
+    answers: "Desk"
     serving: ServingEngine | None = None
     cosigners: Cosigners | None = None
     reservations: Reservations = field(default_factory=Reservations)

@@ -15,8 +15,8 @@ import pytest
 from openai import OpenAI
 from psycopg_pool import ConnectionPool
 
+from ledger.api.answers import recording
 from ledger.api.auth import RateLimit
-from ledger.api.routes import openai as routes
 from ledger.domain.canonical import canonical_json, parse_canonical
 from ledger.domain.fees import FeePolicy
 from ledger.domain.ids import sha256_hex
@@ -337,7 +337,14 @@ def test_an_engine_that_fails_costs_nothing_and_tells_nothing(api: Service, stre
         )  # fmt: skip
     assert "secret" not in str(caught.value)
     assert "server made a mistake" in caught.value.message
-    assert api.size == before
+    # Of the stream something had left, so the ledger says what became of it.
+    assert api.size == before + stream
+    if stream:
+        broken = api.client("eve").get(f"/v1/events/{before}")
+        assert broken["type"] == "inference.interrupted"
+        assert broken["body"]["reason"] == "failed"
+        assert broken["event"] == broken["body"]["inference"]
+        assert 0 < broken["body"]["completion_tokens"] < 50
 
 
 def test_an_answer_that_the_engine_cuts_short_is_recorded_as_cancelled(api: Service) -> None:
@@ -365,7 +372,7 @@ def test_an_empty_account_is_told_what_to_do(api: Service) -> None:
         assert caught.value.status_code == 402
         assert "deposit OPEN" in caught.value.message
         assert "prepaid balance is 0 wei" in caught.value.message
-        assert caught.value.code == "payment-required"
+        assert caught.value.code == caught.value.type == "insufficient_quota"
     assert api.size == before
 
 
@@ -451,11 +458,10 @@ def test_answers_of_one_account_that_end_together_are_stored_at_the_first_attemp
 
 def test_a_fee_policy_set_meanwhile_applies(api: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between reading the policy and the append, governance sets the next one."""
-    current = routes._policy(api.services)
+    current = recording.policy_of(api.services)
     stale = iter([current])
-    real = routes._policy
-    monkeypatch.setattr(routes, "_terms", routes._adapter)
-    monkeypatch.setattr(routes, "_policy", lambda box: next(stale, None) or real(box))
+    real = recording.policy_of
+    monkeypatch.setattr(recording, "policy_of", lambda box: next(stale, None) or real(box))
     following = current.version + 1
     api.client("operator").append("fee_policy.set", {"version": following, **POLICY})
     before = api.size

@@ -14,10 +14,13 @@ from starlette.exceptions import HTTPException
 
 from ledger import errors
 from ledger.api import problems, raw
+from ledger.api.answers.answer import CANCELLED, Answer, Terms, merged
+from ledger.api.answers.bodies import ChatBody, CompletionBody, parse
+from ledger.api.answers.delivery import AnswerStream
+from ledger.api.answers.flow import Flow
 from ledger.api.app import create_app
 from ledger.api.auth import RateLimit
 from ledger.api.routes.events import READ_SPAN, describe_all
-from ledger.api.routes.openai import CANCELLED, Answer, ChatBody, _Events, _parse
 from ledger.api.services import Reservations, Services
 from ledger.config import load_settings
 from ledger.ports import ChatDelta, ChatRequest
@@ -110,10 +113,34 @@ def test_every_error_has_its_document(cls: type[errors.LedgerError]) -> None:
     assert found["detail"] == "what was wrong; do this"
     assert found["extra"]["field"] == "body.x"
     json.dumps(found)
-    assert problems.openai_error(found) == {
-        "message": "what was wrong; do this", "type": error.slug, "code": error.slug,
-        "param": "body.x",
-    }  # fmt: skip
+    told = problems.openai_error(found)
+    assert (told["message"], told["param"]) == ("what was wrong; do this", "body.x")
+    assert told["type"].endswith("_error") or told["type"] == "insufficient_quota"
+    assert told.keys() == {"message", "type", "param", "code"}
+    assert problems.openai_error(problems.problem_document(cls("x", code="own")))["code"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (errors.Backpressure("full", retry_after_s=7), {"retry-after": "7"}),
+        (errors.ComputeError("away"), {"retry-after": "2"}),
+        (errors.Conflict("running", retry_after_s=1), {"retry-after": "1"}),
+        (errors.Conflict("another body", retry=False), {"x-should-retry": "false"}),
+        (errors.PaymentRequired("no money"), {}),
+    ],
+)
+def test_openai_clients_are_told_whether_to_try_again(
+    app: FastAPI, error: errors.LedgerError, headers: dict[str, str]
+) -> None:
+    @app.get("/v1/chat/odd")
+    def odd() -> None:
+        raise error
+
+    found = ask(app, "GET", "/v1/chat/odd").headers
+    told = {name: found[name] for name in ("retry-after", "x-should-retry") if name in found}
+    assert told == headers
+    assert len(found["x-request-id"]) == 32
 
 
 def test_an_unforeseen_error_says_nothing_of_itself() -> None:
@@ -248,15 +275,37 @@ LOG_OF_MANY = _log_of_many()
 def test_endings_of_an_engine_become_endings_of_the_catalogue(
     reason: str, recorded: str, told: str
 ) -> None:
-    answer = Answer(
-        inference="i", consumer="c", created=0, prompt_tokens=3, held_wei=0,
-        adapter={"input_wei_per_token": "2", "output_wei_per_token": "5"},
-        request=ChatRequest(request_id="i", adapter="a", messages=[], max_tokens=9),
-    )  # fmt: skip
+    answer = under_way()
     answer.take(ChatDelta(text="a", completion_tokens=1))
     answer.take(ChatDelta(text="b", completion_tokens=4, prompt_tokens=3, finish_reason=reason))
     assert (answer.text, answer.completion_tokens, answer.fee_wei) == ("ab", 4, 3 * 2 + 4 * 5)
     assert (answer.finish_reason, answer.openai_finish_reason) == (recorded, told)
+    assert answer.ended_as == reason
+
+
+def under_way() -> Answer:
+    terms = Terms(
+        adapter="a", model="m/m", owner="o", adapter_sha256="ab" * 32, input_wei_per_token=2,
+        output_wei_per_token=5,
+    )  # fmt: skip
+    return Answer(
+        inference="i", consumer="c", terms=terms, created=0, prompt_tokens=3,
+        request=ChatRequest(request_id="i", adapter="a", messages=[], max_tokens=9),
+    )  # fmt: skip
+
+
+def test_pieces_that_arrived_together_are_one() -> None:
+    pieces = [
+        ChatDelta(text="a", completion_tokens=1, prompt_tokens=3),
+        ChatDelta(text="", completion_tokens=2),
+        ChatDelta(text="c", completion_tokens=3, finish_reason="stop"),
+    ]
+    both, one = under_way(), under_way()
+    for piece in pieces:
+        both.take(piece)
+    one.take(merged(pieces))
+    assert one == both
+    assert merged(pieces[:1]) is pieces[0]
 
 
 @pytest.mark.parametrize(
@@ -272,51 +321,153 @@ def test_endings_of_an_engine_become_endings_of_the_catalogue(
     ids=range(11),
 )  # fmt: skip
 def test_a_chat_body_is_parsed_or_refused(body: bytes) -> None:
-    with pytest.raises(errors.InvalidEvent):
-        _parse(body)
+    for kind in (ChatBody, CompletionBody):
+        with pytest.raises(errors.InvalidEvent):
+            parse(body, kind)
 
 
-def test_unknown_fields_of_a_chat_are_ignored() -> None:
-    value = {"model": "m", "messages": [{"role": "user", "content": "x"}], "user": "u"}
-    assert isinstance(_parse(json.dumps(value).encode()), ChatBody)
+def chat_body(**fields: Any) -> bytes:
+    messages = [{"role": "user", "content": "x"}]
+    return json.dumps({"model": "m", "messages": messages, **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "u", "metadata": {}, "store": True, "service_tier": "auto", "unheard_of": 1},
+        {"tools": [], "tool_choice": "none", "logit_bias": {}, "presence_penalty": 0.0, "n": None},
+        {"response_format": {"type": "text"}, "frequency_penalty": None, "seed": None},
+        {"temperature": None, "top_p": None, "stream": None, "stop": None, "stream_options": None},
+    ],
+)
+def test_what_does_not_touch_the_answer_is_ignored(fields: dict[str, Any]) -> None:
+    assert parse(chat_body(**fields), ChatBody) == parse(chat_body(), ChatBody)
+
+
+@pytest.mark.parametrize(
+    ("fields", "at_fault"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"functions": [{}]}, "functions"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": -1}, "frequency_penalty"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_k": -2}, "top_k"),
+        ({"n": 2}, "n"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"guided_json": {}}, "guided_json"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_name(
+    fields: dict[str, Any], at_fault: str
+) -> None:
+    with pytest.raises(errors.InvalidEvent) as caught:
+        parse(chat_body(**fields), ChatBody)
+    assert str(caught.value.detail["field"]).startswith(at_fault)
+    assert caught.value.message.startswith(at_fault)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        (["a", "b"], "one request for each"),
+        ([1, 2], "as text"),
+        ([[1, 2]], "as text"),
+        ([], "as text"),
+        (7, "string"),
+        (None, "string"),
+        ("x" * 40_000, "32000"),
+    ],
+)
+def test_a_completion_takes_one_prompt(prompt: Any, why: str) -> None:
+    with pytest.raises(errors.InvalidEvent, match=why) as caught:
+        parse(json.dumps({"model": "m", "prompt": prompt}).encode(), CompletionBody)
+    assert caught.value.detail["field"] == "prompt"
+
+
+def test_a_prompt_alone_in_its_list_is_that_prompt() -> None:
+    one, listed = (
+        parse(json.dumps({"model": "m", "prompt": p}).encode(), CompletionBody)
+        for p in ("x", ["x"])
+    )
+    assert one == listed
+    assert (one.prompt, one.max_tokens, one.chat) == ("x", 16, False)
 
 
 # --- how a stream ends -------------------------------------------------------------------------
 
 
 class Source:
-    """An answer that notes how it was left."""
+    """An engine whose answer notes how it was left."""
 
     def __init__(self, pieces: int = 1_000, error: Exception | None = None) -> None:
         self.pieces, self.error, self.left = pieces, error, 0
 
-    async def events(self) -> AsyncGenerator[str, None]:
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatDelta]:
         try:
             for n in range(self.pieces):
-                yield f"data: {n}\n\n"
-                await anyio.sleep(0)
+                yield ChatDelta(text=str(n), completion_tokens=n + 1)
+                await anyio.sleep(0.001)
             if self.error:
                 raise self.error
         finally:
             self.left += 1
 
 
-async def _respond(source: Source, send: Any, receive: Any = anyio.sleep_forever) -> None:
-    rest = source.events()
-    response = _Events(await anext(rest), rest, headers={"x-inference-id": "i"})
+class Seat:
+    """What became of an answer."""
+
+    def __init__(self) -> None:
+        self.answer, self.intent, self.ended = under_way(), self, list[str]()
+        self.kept = ""
+        self.said = 0
+
+    def deliver(self, tokens: int, text_json: bytes) -> None:
+        self.kept += json.loads(text_json)
+
+    async def finish(self) -> dict[str, Any]:
+        self.ended.append(f"finished: {self.answer.finish_reason}")
+        return {}
+
+    async def break_off(self, reason: str) -> dict[str, Any]:
+        self.ended.append(reason)
+        return {"interrupted": reason}
+
+    def delivered(self) -> None:
+        self.said += 1
+
+    def leave(self) -> None:
+        self.ended.append("left")
+
+    async def never(self) -> dict[str, Any]:
+        """As ASGI's `receive` while the client stays."""
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+async def _respond(source: Any, send: Any, receive: Any = anyio.sleep_forever) -> Seat:
+    seat: Any = Seat()
+    flow = Flow(source, seat.answer.request, receive).start()
+    response = AnswerStream(seat, flow, await flow.next(), include_usage=False)
     scope = {"type": "http", "path": "/v1/chat/completions", "asgi": {"spec_version": "2.3"}}
     await response(scope, receive, send)
+    assert isinstance(seat, Seat)
+    return seat
 
 
 def test_a_stream_is_closed_when_the_client_hangs_up_while_we_send() -> None:
-    """The generator waits at a yield then, where no cancellation reaches it."""
     source = Source()
 
     async def main() -> None:
         gone = anyio.Event()
 
         async def send(message: Any) -> None:
-            if message.get("body", b"").startswith(b"data: 3"):
+            if b'"3"' in message.get("body", b""):
                 gone.set()
                 await anyio.sleep_forever()
 
@@ -324,8 +475,10 @@ def test_a_stream_is_closed_when_the_client_hangs_up_while_we_send() -> None:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        await _respond(source, send, receive)
+        seat = await _respond(source, send, receive)
         assert source.left == 1  # now, not when it is collected
+        assert seat.ended == ["finished: cancelled", "left"]
+        assert "3" in seat.kept
 
     anyio.run(main)
 
@@ -337,31 +490,76 @@ def test_a_stream_is_closed_when_sending_fails() -> None:
         raise OSError("broken pipe")
 
     async def main() -> None:
-        with pytest.raises(OSError, match="broken pipe"):
-            await _respond(source, send)
+        seat = await _respond(source, send)
         assert source.left == 1
+        assert seat.ended == ["finished: cancelled", "left"]
+
+    anyio.run(main)
+
+
+def test_a_piece_is_in_the_journal_before_it_leaves() -> None:
+    async def main() -> None:
+        seats: list[Seat] = []
+        sent: list[bytes] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+            told = b"".join(sent).decode().split("\n\n")
+            deltas = [json.loads(t[6:])["choices"][0]["delta"] for t in told if "content" in t]
+            assert seats[0].kept.startswith("".join(d["content"] for d in deltas))
+
+        seat: Any = Seat()
+        seats.append(seat)
+        flow = Flow(Source(pieces=5), seat.answer.request).start()  # type: ignore[arg-type]
+        response = AnswerStream(seat, flow, await flow.next(), include_usage=False)
+        await response({"type": "http", "path": "/"}, seat.never, send)
+        assert seat.kept == "01234"
+
+    anyio.run(main)
+
+
+def test_what_is_cancelled_by_the_server_is_left_to_the_journal() -> None:
+    source, seats = Source(), list[Any]()
+
+    async def main() -> None:
+        async def send(message: Any) -> None:
+            pass
+
+        async def stream() -> None:
+            seat: Any = Seat()
+            seats.append(seat)
+            flow = Flow(source, seat.answer.request).start()  # type: ignore[arg-type]
+            response = AnswerStream(seat, flow, await flow.next(), include_usage=False)
+            await response({"type": "http", "path": "/"}, seat.never, send)
+
+        with anyio.move_on_after(0.05):
+            await stream()
+        assert source.left == 1
+        assert seats[0].ended == ["left"]
 
     anyio.run(main)
 
 
 @pytest.mark.parametrize(
-    ("error", "slug", "hidden"),
+    ("error", "code", "hidden"),
     [
-        (errors.ComputeError("the engine died; retry"), "compute-error", None),
-        (RuntimeError("s3cret"), "internal", "s3cret"),
+        (errors.ComputeError("the engine died; retry"), "service_unavailable", None),
+        (RuntimeError("s3cret"), "internal_error", "s3cret"),
     ],
 )
 def test_a_failure_in_the_middle_becomes_an_event(
-    error: Exception, slug: str, hidden: str | None
+    error: Exception, code: str, hidden: str | None
 ) -> None:
     sent: list[bytes] = []
 
     async def send(message: Any) -> None:
         sent.append(message.get("body", b""))
 
-    anyio.run(_respond, Source(pieces=2, error=error), send)
+    seat = anyio.run(_respond, Source(pieces=2, error=error), send)
     last = json.loads([part for part in sent if part][-1].removeprefix(b"data: "))
-    assert last["error"]["code"] == slug
-    assert last["type"] == f"/problems/{slug}"
+    assert last["error"]["code"] == code
+    assert last["type"].startswith("/problems/")
+    assert last["tributary"] == {"interrupted": "failed"}
+    assert seat.ended == ["failed", "left"]
     if hidden:
         assert hidden not in b"".join(sent).decode()
