@@ -258,7 +258,8 @@ def read(path: Path, descriptor: int) -> Abandoned:
 
 def _checked(line: bytes) -> list[Any]:
     record = line[9:-1]
-    if not line.endswith(b"\n") or int(line[:8], 16) != zlib.crc32(record):
+    framed = line[8:9] == b" " and line.endswith(b"\n")
+    if not framed or int(line[:8], 16) != zlib.crc32(record):
         raise ValueError("a damaged line")
     value = json.loads(record)
     if not isinstance(value, list):
