@@ -21,6 +21,7 @@ from ledger.client import Client
 from ledger.domain.canonical import parse_canonical
 from ledger.domain.ids import sha256_hex
 from ledger.domain.money import PPM_WHOLE
+from ledger.domain.transcript import words_of
 from ledger.errors import ConfigError, Inconsistent, InvalidEvent, LedgerError
 from workers import base_model
 from workers.artefacts import ADAPTER_CONFIG, ADAPTER_FILE, ArtefactCache
@@ -143,11 +144,7 @@ class Influence:
         try:
             if sha256_hex(data) != sha256:
                 raise Inconsistent(f"the ledger's blob {sha256} hashes to something else")
-            value = parse_canonical(data)
-            messages = [
-                {"role": str(m["role"]), "content": str(m["content"])} for m in value["messages"]
-            ]
-            return messages, str(value["output"])
+            return words_of(parse_canonical(data))
         except (InvalidEvent, KeyError, TypeError) as error:
             raise Inconsistent(f"the transcript {sha256} is of another form") from error
 

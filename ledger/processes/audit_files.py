@@ -16,6 +16,7 @@ from ledger.client import Client
 from ledger.domain.canonical import parse_canonical
 from ledger.domain.ids import check_hash, check_uuid, sha256_hex
 from ledger.domain.rows import DataRow, decode_rows, rows_root
+from ledger.domain.transcript import words_of
 from ledger.errors import Forbidden, Inconsistent, InvalidEvent, NotFound
 from ledger.files import write_durably
 from ledger.log.answer_case import AnswerCase, RunCase, run_case
@@ -118,8 +119,7 @@ class AuditFiles:
         and the operator."""
         data = self._private(case.inference.envelope.body["transcript_sha256"], "the transcript")
         try:
-            value = parse_canonical(data)
-            return [dict(message) for message in value["messages"]], str(value["output"])
+            return words_of(parse_canonical(data))
         except (InvalidEvent, KeyError, TypeError, ValueError) as error:
             raise Inconsistent(f"the transcript is of another form: {error}") from error
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ledger.domain.transcript import PLAIN
 from ledger.errors import Inconsistent, InvalidEvent
 from workers.attribution.gradients import Site, lora_sites
 from workers.attribution.index import GRADIENT_FLOATS, Index, scores_of
@@ -231,7 +232,8 @@ def _sites_of(model: nn.Module, index: Index) -> list[Site]:
 def encode_answer(tokenizer: Any, prompt: str | Messages, answer: str, *, max_len: int) -> Example:
     """Prompt and answer as tokens, as training sees a row; the loss is on the answer alone.
 
-    A prompt that does not fit loses its beginning, never the answer.
+    A prompt that does not fit loses its beginning, never the answer. That of a completion is one
+    message of the role PLAIN, which no template is laid around.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     tail = [
@@ -242,7 +244,11 @@ def encode_answer(tokenizer: Any, prompt: str | Messages, answer: str, *, max_le
     tail.append(int(tokenizer.eos_token_id))
     if len(tail) >= max_len:
         raise InvalidEvent(f"the answer has {len(tail)} tokens; the model's context is {max_len}")
-    head = prompt_ids(tokenizer, messages)
+    if [m["role"] for m in messages] == [PLAIN]:
+        told = tokenizer(inert(tokenizer, messages[0]["content"]))["input_ids"]
+        head = [int(i) for i in told]
+    else:
+        head = prompt_ids(tokenizer, messages)
     if not head:
         raise InvalidEvent("the prompt has no tokens: an answer is attributed given its prompt")
     head = head[len(head) + len(tail) - max_len :] if len(head) + len(tail) > max_len else head
