@@ -10,7 +10,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from ledger.errors import Conflict
-from tests.unit.openlora_world import SavedAdapter, engine_for, load, save_adapter, tiny_llama
+from tests.unit.openlora_world import (
+    SavedAdapter,
+    engine_for,
+    load,
+    request,
+    run,
+    save_adapter,
+    tiny_llama,
+)
 from workers.openlora.errors import CorruptAdapter, UnsupportedAdapter
 
 torch.set_num_threads(1)
@@ -98,6 +106,8 @@ def test_options_that_cannot_be_served_are_named(
         ({"r": 0}, "r="),
         ({"r": True}, "r="),
         ({"lora_alpha": float("inf")}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"base_model_name_or_path": ["a list"]}, "base_model_name_or_path"),
     ],
 )
 def test_configs_that_mean_something_else_are_refused(
@@ -105,6 +115,26 @@ def test_configs_that_mean_something_else_are_refused(
 ) -> None:
     edit_config(good, **changes)
     assert named in refused(base, good).message
+
+
+@pytest.mark.parametrize("changes", [{"lora_alpha": 10**400}, None])
+def test_a_hostile_config_read_late_ends_its_own_answer_alone(
+    base: LlamaForCausalLM, good: SavedAdapter, changes: dict[str, Any] | None
+) -> None:
+    """Published unread, as after a restart: what is wrong with it is met in the engine's step."""
+    if changes is None:
+        (good.path / "adapter_config.json").write_text("[" * 100_000)
+    else:
+        edit_config(good, **changes)
+    engine = engine_for(base)
+    engine.load_adapter(good.name, good.path, good.sha256, check=False)
+    answers = run(
+        engine,
+        [request("other", None, (1, 2, 3), max_tokens=5), request("bad", "good", (1, 2, 3))],
+    )
+    assert len(answers["other"].tokens) == 5
+    assert answers["other"].finish.error is None
+    assert isinstance(answers["bad"].finish.error, UnsupportedAdapter)
 
 
 def test_another_base_is_refused_by_name_and_by_shape(

@@ -209,3 +209,27 @@ def test_the_common_beginning_is_found() -> None:
         while alike < min(len(a), len(b), most) and a[alike] == b[alike]:
             alike += 1
         assert prefixes.common(a, b, most) == (alike if alike >= prefixes.MIN_PREFIX else 0)
+
+
+def test_after_a_step_that_failed_nothing_kept_is_reused(
+    base: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have failed in the middle of a copy into what is kept."""
+    engine = engine_for(base, prefix_rows=1)
+    for i in range(2):
+        run(engine, [request(f"r{i}", None, SYSTEM, max_tokens=4)])
+    hits = engine.stats()["prefix_hits"]
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("the device is lost")
+
+        patch.setattr(engine._batch.forward, "decode", fail)
+        patch.setattr(engine._decoder, "decode", fail)
+        failed = run(engine, [request("x", None, SYSTEM, max_tokens=4)])["x"].finish
+        assert failed.error is not None
+    hits_then = engine.stats()["prefix_hits"]
+    assert hits_then == hits + 1  # the sequence was kept until then
+    answer = run(engine, [request("y", None, SYSTEM, max_tokens=4)])["y"]
+    assert engine.stats()["prefix_hits"] == hits_then
+    assert answer.tokens == oracle(base, None, SYSTEM, 4)

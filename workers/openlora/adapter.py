@@ -136,7 +136,7 @@ def read_adapter(files: AdapterFiles, limits: AdapterLimits) -> AdapterWeights:
     weights_bytes = _read(files.path / WEIGHTS_FILE, MAX_WEIGHTS_BYTES, files.weights_sha256)
     try:
         config = json.loads(config_bytes)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:  # the latter for thousands of nested brackets
         raise UnsupportedAdapter(f"{CONFIG_FILE} is not JSON: {e}") from e
     if not isinstance(config, dict):
         raise UnsupportedAdapter(f"{CONFIG_FILE} is not a JSON object")
@@ -184,6 +184,8 @@ def _check_config(config: Mapping[str, Any], limits: AdapterLimits) -> tuple[int
     if config.get("init_lora_weights", True) not in _PLAIN_INITS:
         refuse("init_lora_weights", "it changes the base weights; convert it to plain LoRA first")
     base = config.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        refuse("base_model_name_or_path", "expected a name")
     if limits.base_names and base and base not in limits.base_names:
         refuse("base_model_name_or_path", f"this engine serves {sorted(limits.base_names)}")
     for key, value in config.items():
@@ -192,11 +194,19 @@ def _check_config(config: Mapping[str, Any], limits: AdapterLimits) -> tuple[int
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limits.max_rank:
         refuse("r", f"expected a rank from 1 to {limits.max_rank}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _is_finite(alpha):
         refuse("lora_alpha", "expected a finite number")
     assert isinstance(rank, int)
     assert isinstance(alpha, int | float)
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _is_finite(number: float) -> bool:
+    """JSON has integers that no float can hold."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def _parse(data: bytes) -> dict[str, Tensor]:

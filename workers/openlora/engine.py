@@ -326,6 +326,7 @@ class Engine:
     def fail_all(self, error: LedgerError) -> list[Delta]:
         """End everything with `error`. The engine is empty then, and may go on."""
         gone = self._queue.take(lambda r: True) + self._fresh + self._rows.clear()
+        self._prefixes.forget()
         self._fresh = []
         with self._lock:
             over, self._over = self._over, []

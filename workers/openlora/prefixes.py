@@ -104,6 +104,7 @@ class PrefixReuse:
             return
         target = self._target(row.entry, tokens)
         if target is not None:
+            self._kept.pop(target, None)  # first: a copy that breaks off leaves nothing to reuse
             self._cache.move(at, target, len(tokens))
             self._kept[target] = Kept(entry=row.entry, tokens=tokens, used=self._tick())
 
