@@ -2,7 +2,7 @@
 
 `run.requested` fixes them: one edge to each approval that was in force (`lineage`). What became of
 a contribution since, withdrawn or held, is not in here and is read anew each time
-(`consent_queries.run_terms`). Pure.
+(`consent_queries.run_terms`). Part of the queries, and no fold: readers' threads share it.
 """
 
 from collections import OrderedDict
