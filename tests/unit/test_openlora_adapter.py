@@ -1,6 +1,8 @@
 """What the loader refuses, with its stable code, and that it agrees with peft on what it takes."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,16 @@ def test_configs_that_mean_something_else_are_refused(
     assert named in refused(base, good).message
 
 
+@pytest.fixture
+def raised_recursion_limit() -> Iterator[None]:
+    """As py_ecc, under eth-account, leaves it: Python's JSON parser then overruns the C stack."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 1_000_000))
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("raised_recursion_limit")
 @pytest.mark.parametrize("changes", [{"lora_alpha": 10**400}, None])
 def test_a_hostile_config_read_late_ends_its_own_answer_alone(
     base: LlamaForCausalLM, good: SavedAdapter, changes: dict[str, Any] | None

@@ -26,6 +26,7 @@ from workers.openlora.errors import CorruptAdapter, UnsupportedAdapter
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BRACKETS = 500
 MAX_WEIGHTS_BYTES = 4 << 30
 PEFT_PREFIX = "base_model.model."
 
@@ -134,14 +135,25 @@ def read_adapter(files: AdapterFiles, limits: AdapterLimits) -> AdapterWeights:
     """
     config_bytes = _read(files.path / CONFIG_FILE, MAX_CONFIG_BYTES, files.config_sha256)
     weights_bytes = _read(files.path / WEIGHTS_FILE, MAX_WEIGHTS_BYTES, files.weights_sha256)
-    try:
-        config = json.loads(config_bytes)
-    except (ValueError, RecursionError) as e:  # the latter for thousands of nested brackets
-        raise UnsupportedAdapter(f"{CONFIG_FILE} is not JSON: {e}") from e
+    config = _config_of(config_bytes)
     if not isinstance(config, dict):
         raise UnsupportedAdapter(f"{CONFIG_FILE} is not a JSON object")
     rank, scale = _check_config(config, limits)
     return _layout(_parse(weights_bytes), rank, scale, limits)
+
+
+def _config_of(data: bytes) -> Any:
+    """The parser of the standard library goes as deep as the interpreter's recursion limit lets it.
+    Some libraries raise that, and then nested brackets end the process: so they are counted first.
+    """
+    if data.count(b"[") + data.count(b"{") > MAX_CONFIG_BRACKETS:
+        raise UnsupportedAdapter(
+            f"{CONFIG_FILE} has more than {MAX_CONFIG_BRACKETS} brackets (MAX_CONFIG_BRACKETS)"
+        )
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise UnsupportedAdapter(f"{CONFIG_FILE} is not JSON: {e}") from e
 
 
 def _read(path: Path, limit: int, expected: str | None) -> bytes:
