@@ -15,8 +15,9 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from openai import OpenAI
 
-from ledger.api.answers import recording
+from ledger.api.answers import recording, repeats
 from ledger.api.answers.journal import SUFFIX
 from ledger.domain.canonical import parse_canonical
 from ledger.domain.envelope import decode_entry
@@ -24,7 +25,8 @@ from ledger.errors import Unavailable
 from tests.api_world import MODEL, LocalEngine, Service, service
 
 ROOT = Path(__file__).parents[2]
-STREAMS = 12
+STREAMS = 20
+HANG_AT, DIE_AT = 5, 7
 LIMIT_S = 40.0
 
 
@@ -68,12 +70,15 @@ def of_inference(api: Service, id: str) -> list[str]:
 
 
 @contextmanager
-def another_process(api: Service, url: str, pace_s: float) -> Iterator[tuple[str, Any]]:
-    """Its URL, and the process."""
+def another_process(
+    api: Service, url: str, pace_s: float, **more: Any
+) -> Iterator[tuple[str, Any]]:
+    """Its URL, and the process. `more` is for tests.api_child."""
     saved = api.made["saved"]
     told = {
         "url": url, "home": str(api.home), "adapter": api.made["adapter"], "pace_s": pace_s,
         "path": str(saved.path), "sha256": saved.sha256, "config_sha256": saved.config_sha256,
+        **more,
     }  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.api_child", json.dumps(told)],
@@ -89,6 +94,12 @@ def another_process(api: Service, url: str, pace_s: float) -> Iterator[tuple[str
         child.wait(10)
 
 
+def written(api: Service) -> bytes:
+    """What stands in all journals."""
+    files = api.services.answers.journal.folder.glob(f"*{SUFFIX}")
+    return b"".join(path.read_bytes() for path in files)
+
+
 @dataclass(kw_only=True)
 class Heard:
     """What one client saw of a stream."""
@@ -98,8 +109,12 @@ class Heard:
     done: bool = False
 
 
-def listen(url: str, token: str, heard: Heard, request: dict[str, Any]) -> None:
+def listen(
+    url: str, token: str, heard: Heard, request: dict[str, Any], key: str | None = None
+) -> None:
     headers = {"authorization": f"Bearer {token}"}
+    if key is not None:
+        headers["idempotency-key"] = key
     try:
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=request, headers=headers, timeout=20
@@ -159,6 +174,99 @@ def test_a_process_killed_while_it_streams_leaves_one_event_of_every_answer(
     own = {f.path for f in api.services.answers.journal._files}
     until(lambda: set(journals.glob(f"*{SUFFIX}")) <= own, "a settled journal goes")
     assert held(api.actor("eve")) == 0
+
+
+def test_a_process_killed_around_the_append_charges_once_or_not_at_all(
+    api: Service, pg_url_module: str
+) -> None:
+    asked = [body(stream=True, max_tokens=n) for n in (HANG_AT, DIE_AT)]
+    keys = [uuid4().hex, uuid4().hex]
+    before, after = Heard(), Heard()
+    with another_process(api, pg_url_module, 0.01, hang_at=HANG_AT, die_at=DIE_AT) as (url, child):
+        hanging = threading.Thread(
+            target=listen, args=(url, api.token("eve"), before, asked[0], keys[0]), daemon=True
+        )
+        hanging.start()
+        until(lambda: before.text, "the first stream did not begin")
+        until(lambda: b'["d",1,%d,' % HANG_AT in written(api), "its last token did not come")
+        listen(url, api.token("eve"), after, asked[1], keys[1])
+        child.wait(LIMIT_S)  # it killed itself, with the answer stored and its end untold
+        hanging.join(LIMIT_S)
+        assert not hanging.is_alive()
+    assert not before.done
+    assert not after.done
+    assert before.id is not None
+    assert after.id is not None
+    until(lambda: event_of(api, str(before.id)), "what was not appended is recorded as broken off")
+    assert of_inference(api, after.id) == ["inference.recorded", "fee.charged"]
+    event = event_of(api, before.id) or {}
+    assert of_inference(api, before.id) == ["inference.interrupted"], "nobody pays for it"
+    assert event["completion_tokens"] == HANG_AT, "it was delivered to its last token"
+
+    size = api.size
+    with api.http("eve") as http:
+        headers = [{"idempotency-key": key} for key in keys]
+        again = http.post("/v1/chat/completions", json=asked[1], headers=headers[1])
+        assert again.headers["x-receipt-id"] == after.id
+        assert again.headers["idempotency-replayed"] == "true"
+        assert api.size == size, "no second event, no second fee"
+        other = http.post("/v1/chat/completions", json=body(max_tokens=2), headers=headers[0])
+        assert other.status_code == 409
+        assert other.json()["error"]["code"] == "idempotency_key_reused"
+        anew = [http.post("/v1/chat/completions", json=asked[0], headers=headers[0]) for _ in "ab"]
+    assert [a.status_code for a in anew] == [200, 200]
+    [id] = {a.headers["x-receipt-id"] for a in anew}
+    assert id != before.id, "what broke off is made anew"
+    assert of_inference(api, id) == ["inference.recorded", "fee.charged"]
+
+
+def test_requests_that_looked_at_the_same_moment_are_one_answer(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find nothing under their key before either begins."""
+    real, together, looks = repeats._recorded, threading.Barrier(2), iter(range(100))
+
+    def look(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if next(looks) < 2:
+            together.wait(10)
+        return found
+
+    monkeypatch.setattr(repeats, "_recorded", look)
+    key = {"idempotency-key": uuid4().hex}
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with api.http("eve") as http:
+            answers.append(http.post("/v1/chat/completions", json=body(), headers=key))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert [a.status_code for a in answers] == [200, 200]
+    [id] = {a.headers["x-receipt-id"] for a in answers}
+    assert of_inference(api, id) == ["inference.recorded", "fee.charged"]
+    assert len([a for a in api.engine.asked if a.request_id == id]) == 1
+
+
+def test_a_retry_of_openai_s_client_doubles_nothing(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops waiting while the answer is under way, and asks again without a key."""
+    monkeypatch.setattr(api.engine, "pace_s", 0.06)
+    client = OpenAI(base_url=f"{api.url}/v1", api_key=api.token("eve"), max_retries=8, timeout=1.0)
+    size = api.size
+    hello: Any = body()["messages"]
+    answer = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=hello, max_tokens=24
+    )
+    assert answer.headers["idempotency-replayed"] == "true"
+    id = answer.headers["x-receipt-id"]
+    assert api.size == size + 2, "one answer, one fee"
+    assert of_inference(api, id) == ["inference.recorded", "fee.charged"]
+    assert len([a for a in api.engine.asked if a.request_id == id]) == 1
 
 
 def test_a_key_makes_a_request_safe_to_repeat(api: Service) -> None:

@@ -1,6 +1,7 @@
 """The journal of answers: what survives a process, and what a damaged file still says."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,47 @@ def test_a_full_disk_stops_what_is_about_to_leave(
     [abandoned] = left_behind(tmp_path)
     assert abandoned.damaged == 1
     assert [left.text for left in abandoned.answers] == ["said later"]
+
+
+def test_a_thread_that_comes_late_writes_into_nobody_s_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    late, later = journal.begin(INTENT), journal.begin(INTENT)
+    late.deliver(1, b'"said"')
+    descriptor = late._file.descriptor
+    journal.close()
+    with (tmp_path / "other").open("wb") as other:
+        assert other.fileno() == descriptor, "the number is given out again"
+        with pytest.raises(StorageError, match="given up"):
+            late.deliver(2, b'" too late"')
+        late.close()
+        later.close()
+    assert (tmp_path / "other").read_bytes() == b""
+    [abandoned] = left_behind(tmp_path / "journal")
+    assert [left.text for left in abandoned.answers] == ["said", ""], "the next one settles them"
+
+
+def test_answers_of_many_threads_stand_each_for_itself(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    kept = journal.begin({"n": "first"})  # so that the file is never idle
+
+    def answer(n: int) -> None:
+        intent = journal.begin({"n": n})
+        for tokens in range(1, 20):
+            intent.deliver(tokens, b'"%d."' % tokens)
+        if n % 2:
+            intent.close()
+
+    threads = [threading.Thread(target=answer, args=(n,), daemon=True) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert kept._file.size == kept._file.path.stat().st_size
+    journal.close()
+    [abandoned] = left_behind(tmp_path)
+    assert abandoned.damaged == 0
+    said = "".join(f"{n}." for n in range(1, 20))
+    found = {left.intent["n"]: (left.text, left.tokens) for left in abandoned.answers}
+    assert found.pop("first") == ("", 0)
+    assert found == dict.fromkeys(range(0, 8, 2), (said, 19))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import anyio
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from ledger import errors
 from ledger.api import problems, raw
+from ledger.api.answers import flow as flow_module
 from ledger.api.answers.answer import CANCELLED, Answer, Terms, merged
 from ledger.api.answers.bodies import ChatBody, CompletionBody, parse
 from ledger.api.answers.delivery import AnswerStream
@@ -481,6 +483,52 @@ def test_a_stream_is_closed_when_the_client_hangs_up_while_we_send() -> None:
         assert "3" in seat.kept
 
     anyio.run(main)
+
+
+def test_who_stays_and_does_not_read_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_module, "GRACE_S", 0.02)
+    source = Source(pieces=3)
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            await anyio.sleep_forever()
+
+    async def main() -> Any:
+        seat: Any = Seat()
+        request = replace(seat.answer.request, timeout_s=0.05)
+        flow = Flow(source, request, seat.never).start()  # type: ignore[arg-type]
+        response = AnswerStream(seat, flow, await flow.next(), include_usage=False)
+        with anyio.fail_after(5):
+            await response({"type": "http", "path": "/"}, seat.never, send)
+        return seat
+
+    assert anyio.run(main).ended == ["finished: cancelled", "left"]
+
+
+def test_a_piece_that_cannot_be_written_down_is_not_the_first_of_a_stream() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    class FullDisk(Seat):
+        def deliver(self, tokens: int, text_json: bytes) -> None:
+            raise errors.StorageError("the disk is full; retry")
+
+    async def main() -> Any:
+        seat: Any = FullDisk()
+        flow = Flow(Source(pieces=3), seat.answer.request).start()  # type: ignore[arg-type]
+        response = AnswerStream(seat, flow, await flow.next(), include_usage=False)
+        scope = {
+            "type": "http", "path": "/v1/chat/completions", "method": "POST", "headers": [],
+            "query_string": b"", "server": ("127.0.0.1", 80), "scheme": "http",
+        }  # fmt: skip
+        await response(scope, seat.never, send)
+        return seat
+
+    assert anyio.run(main).ended == ["failed", "left"]
+    assert [m["status"] for m in sent if m["type"] == "http.response.start"] == [503]
+    assert json.loads(sent[-1]["body"])["error"]["code"] == "service_unavailable"
 
 
 def test_a_stream_is_closed_when_sending_fails() -> None:

@@ -2,15 +2,17 @@
 
 A client that goes away mid-stream is charged for the tokens that were produced until we noticed;
 the event says `cancelled`, as it does for an answer that the engine cut short. An answer that fails
-by our fault costs nothing, however much of it was delivered, and is recorded as interrupted. An
-answer in one piece is made to its end though its client has left: he may ask for it again.
+by our fault costs nothing, however much of it was delivered, and is recorded as interrupted. Who
+stays and does not read counts as gone GRACE_S after the answer's deadline: an answer that never
+ended would keep its file of the journal from being emptied. An answer in one piece is made to its
+end though its client has left: he may ask for it again.
 """
 
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +25,7 @@ from ledger.api.problems import (
     log_failure,
     openai_error,
     problem_document,
+    respond,
 )
 from ledger.errors import ComputeError
 from ledger.ports import ChatDelta
@@ -133,10 +136,11 @@ class AnswerStream(Response):
         self._sitting, self._flow, self._first = sitting, flow, first
         self._pieces = Pieces(sitting.answer, include_usage=include_usage)
         self._sending: asyncio.Task[Any] | None = None
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._send, self._path = send, str(scope["path"])
-        self._flow.on_gone = self._hang_up
+        self._scope, self._receive, self._send = scope, receive, send
+        self._flow.on_gone, self._flow.on_late = self._hang_up, self._lose_patience
         try:
             await self._deliver()
         finally:
@@ -154,32 +158,38 @@ class AnswerStream(Response):
             must_be_finished(self._sitting.answer)
             receipt = await self._sitting.finish()
         except Exception as error:
-            await self._failed(error)
+            told = await self._sitting.break_off(FAILED)
+            await (self._failed(error, told) if self._begun else self._refused(error))
         else:
             await self._write(self._pieces.closing(receipt))
             await self._write(b"", more=False)
 
     async def _stream(self) -> None:
         answer, intent = self._sitting.answer, self._sitting.intent
-        deltas, begun = self._first, False
+        deltas = self._first
         while deltas:
             delta = merged(deltas)
             answer.take(delta)
             text = text_json(delta.text)
             intent.deliver(answer.completion_tokens, text)
             told = self._pieces.piece(text, delta.logprobs) if delta.text or delta.logprobs else b""
-            if not begun:
-                begun = True
+            if not self._begun:
+                self._begun = True
                 await self._start()
                 told = self._pieces.opening() + told
             if told:
                 await self._write(told)
             deltas = await self._flow.next()
 
-    async def _failed(self, error: Exception) -> None:
+    async def _refused(self, error: Exception) -> None:
+        """Nothing has left, for the journal could not take it: an error with its own status."""
+        response = respond(Request(self._scope), error)
+        self.status_code = response.status_code
+        await response(self._scope, self._receive, self._send)
+
+    async def _failed(self, error: Exception, told: Mapping[str, Any] | None) -> None:
         """The status line is gone already; OpenAI clients raise on an `error` member."""
-        log_failure(self._path, error, self._sitting.answer.inference)
-        told = await self._sitting.break_off(FAILED)
+        log_failure(str(self._scope["path"]), error, self._sitting.answer.inference)
         problem = problem_document(error)
         last = {"error": openai_error(problem), **problem}
         await self._write(event({**last, "tributary": told} if told else last))
@@ -210,6 +220,12 @@ class AnswerStream(Response):
             task.uncancel()
         finally:
             self._sending = None
+
+    def _lose_patience(self) -> None:
+        """`_sending` is seen here only while it waits for the client."""
+        if self._sending is not None:
+            self._flow.gone = True
+            self._hang_up()
 
     def _hang_up(self) -> None:
         if self._sending is not None:

@@ -15,7 +15,8 @@ from ledger.errors import ComputeError
 from ledger.ports import ChatDelta, ChatRequest, ServingEngine
 
 GRACE_S = 30.0
-"""How long after its deadline an engine may still be silent before we give it up."""
+"""How long after an answer's deadline an engine may still be silent before we give it up, and a
+client may leave what was sent unread before he counts as gone."""
 STOP_S = 5.0
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -37,6 +38,8 @@ class Flow:
         self.gone = False
         """The client went away."""
         self.on_gone: Callable[[], None] | None = None
+        self.on_late: Callable[[], None] | None = None
+        """Called GRACE_S after the deadline, and every GRACE_S from then on until `stop`."""
         self._engine, self._request, self._receive = engine, request, receive
         self._until_gone = until_gone
         self._deltas: list[ChatDelta] = []
@@ -52,7 +55,7 @@ class Flow:
             self._tasks.append(asyncio.create_task(self._listen(self._receive)))
         if self._request.timeout_s is not None:
             loop = asyncio.get_running_loop()
-            self._guard = loop.call_later(self._request.timeout_s + GRACE_S, self._give_up)
+            self._guard = loop.call_later(self._request.timeout_s + GRACE_S, self._late)
         return self
 
     async def stop(self) -> None:
@@ -90,10 +93,14 @@ class Flow:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _give_up(self) -> None:
-        self._error = ComputeError("the engine did not answer in time; retry")
-        self._ended = True
-        self._wake()
+    def _late(self) -> None:
+        if not self._ended:
+            self._error = ComputeError("the engine did not answer in time; retry")
+            self._ended = True
+            self._wake()
+        if self.on_late is not None:
+            self.on_late()
+        self._guard = asyncio.get_running_loop().call_later(GRACE_S, self._late)
 
     async def _read(self) -> None:
         try:

@@ -52,10 +52,26 @@ class _File:
     begun: int = 0
     torn: bool = False
     """The last write was cut short (a full disk): the next one starts on a line of its own."""
+    closed: bool = False
+    """Given up at the end of this process. A thread that comes late must not write to a descriptor
+    that is somebody else's by now."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """So that no record is written behind a torn one that is not known to be torn yet."""
 
     def write(self, record: bytes) -> None:
         """Raises StorageError; then this record is not in the journal, those before it are."""
         line = b"%08x %b\n" % (zlib.crc32(record), record)
+        with self.lock:
+            self._append(line)
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed = True
+            os.close(self.descriptor)
+
+    def _append(self, line: bytes) -> None:
+        if self.closed:
+            raise StorageError(f"{self.path} is given up: this process ends; retry")
         if self.torn:
             line = b"\n" + line
         try:
@@ -127,7 +143,7 @@ class Journal:
         """One answer less; an idle file is emptied, or deleted where a newer one is in use."""
         with self._lock:
             file.answers -= 1
-            if file.answers:
+            if file.answers or file.closed:
                 return
             if file is self._files[-1]:
                 if file.size:
@@ -143,7 +159,7 @@ class Journal:
         with self._lock:
             for file in self._files:
                 if file.answers:
-                    os.close(file.descriptor)
+                    file.close()
                 else:
                     _delete(file)
             self._files.clear()
@@ -173,6 +189,7 @@ def _create(folder: Path) -> _File:
             hidden.rename(path)
         except OSError:
             os.close(descriptor)
+            hidden.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise StorageError(f"cannot make {path}: {error.strerror}; retry") from error
@@ -182,7 +199,7 @@ def _create(folder: Path) -> _File:
 def _delete(file: _File) -> None:
     with suppress(OSError):
         file.path.unlink()
-    os.close(file.descriptor)
+    file.close()
 
 
 def _json(value: Any) -> bytes:

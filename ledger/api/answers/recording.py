@@ -69,6 +69,15 @@ def settle(box: "Services", answer: Answer, reason: str | None) -> None:
     """Whatever became of an answer, the ledger has it afterwards: once, and never in two ways."""
     if entry_of(box, answer.inference) is not None:
         return
+    try:
+        _settle(box, answer, reason)
+    except Conflict:
+        if entry_of(box, answer.inference) is None:
+            raise
+        # Another process was quicker, with another transcript: what it recorded stands.
+
+
+def _settle(box: "Services", answer: Answer, reason: str | None) -> None:
     if reason is None:
         try:
             record(box, answer)

@@ -77,6 +77,9 @@ async def _by_key(box: Services, consumer: str, key: str, digest: str) -> New | 
     for attempt in range(MAX_ATTEMPTS):
         id = str(inference_id(box.settings.log_origin, consumer, "key", key, attempt))
         found = await _look(box, id, digest, keyed=True)
+        while found is None and id in box.answers.running:
+            # The same request, a moment earlier, began while we looked.
+            found = await _look(box, id, digest, keyed=True)
         if isinstance(found, Repeated):
             return found
         if found is None:
@@ -115,6 +118,9 @@ def _recorded(box: Services, inference: str, digest: str | None) -> Repeated | E
         return None
     entry, raw = found
     if entry.envelope.type != "inference.recorded":
+        if digest is not None:
+            transcript = box.read_json(entry.envelope.body["transcript_sha256"])
+            _same(transcript.get("request_sha256"), digest)
         return entry
     answer = _again(box, entry)
     if digest is not None:

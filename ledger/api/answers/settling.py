@@ -4,7 +4,8 @@ Runs beside the API, at its start and every SETTLE_EVERY_S from then on. A journ
 gone is read under its lock: of each open answer the ledger gets `inference.recorded` with its fee
 where all of it was delivered and its client was told so, `inference.interrupted` with what was
 delivered where it broke off, and nothing where nothing had left. A crash in the middle of this
-leaves the journal where it is; whoever reads it next finds what is recorded already.
+leaves the journal where it is; whoever reads it next finds what is recorded already. A journal or
+an answer that fails in a way nobody foresaw is tried again, and does not stop the others.
 """
 
 import asyncio
@@ -23,7 +24,8 @@ from ledger.errors import Backpressure, LedgerError, StorageError, Unavailable
 
 SETTLE_EVERY_S = 2.0
 REFUSED = ".refused"
-"""Journals with an answer that the ledger will never take: kept for people to look at."""
+"""Journals with damaged lines, or an answer that the ledger will never take: kept for people to
+look at."""
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +46,10 @@ def settle_all(box: Services) -> None:
         pass
     waiting: set[str] = set()
     for path in sorted(box.answers.journal.folder.glob(f"*{SUFFIX}")):
-        waiting |= _settle_journal(box, path)
+        try:
+            waiting |= _settle_journal(box, path)
+        except Exception as error:
+            log.error("journal_not_settled", path=str(path), why=str(error))
     # In this order: who finds `looked` finds what is still open, too.
     box.answers.unsettled = frozenset(waiting)
     box.answers.looked = True
@@ -56,8 +61,8 @@ def _settled_owed(box: Services) -> Iterator[str]:
             settle(box, owed.answer, owed.reason)
         except (Unavailable, Backpressure):
             return  # the ledger is still away
-        except LedgerError as error:
-            log.error("answer_refused", inference=inference, why=error.message)
+        except Exception as error:
+            log.error("answer_refused", inference=inference, why=str(error))
             continue
         owed.intent.close()
         if owed.reason is None:
@@ -72,9 +77,12 @@ def _settle_journal(box: Services, path: Path) -> set[str]:
     with adopted(path) as found:
         if found is None:
             return set()
-        waiting, refused = set(), False
+        waiting, refused = set(), found.damaged > 0
         for left in found.answers:
             inference = str(left.intent.get("inference"))
+            if inference in box.answers.running:
+                waiting.add(inference)  # its key came again, to us: that answer takes the id
+                continue
             try:
                 _settle_left(box, left)
             except (Unavailable, Backpressure) as error:
@@ -83,6 +91,9 @@ def _settle_journal(box: Services, path: Path) -> set[str]:
             except (LedgerError, KeyError, TypeError, ValueError) as error:
                 log.error("answer_refused", inference=inference, why=str(error))
                 refused = True
+            except Exception as error:
+                log.error("answer_not_settled", inference=inference, why=str(error))
+                waiting.add(inference)
         if not waiting:
             _put_away(path, refused=refused)
         return waiting
