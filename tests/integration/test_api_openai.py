@@ -547,22 +547,36 @@ def test_who_leaves_before_the_first_token_pays_nothing(
     api: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.engine.pace_s = 0.01
-    settled: list[str] = []
-    release = api.services.reservations.release
+    held, settled = list[str](), list[str]()
+    box = api.services.reservations
+    hold, release = box.hold, box.release
 
-    def spy(account: str, amount_wei: int) -> None:
+    def spy_hold(account: str, *terms: Any) -> None:
+        hold(account, *terms)
+        held.append(account)
+
+    def spy_release(account: str, amount_wei: int) -> None:
         release(account, amount_wei)
         settled.append(account)
 
-    monkeypatch.setattr(api.services.reservations, "release", spy)
+    monkeypatch.setattr(box, "hold", spy_hold)
+    monkeypatch.setattr(box, "release", spy_release)
     before = api.size
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 200, "stream": True}
-    with pytest.raises(httpx.ReadTimeout), api.http("eve") as http:
-        http.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=1e-4))
-    until(lambda: settled == [api.actor("eve")])
-    assert api.size - before in (0, 2)
-    if api.size > before:  # a token was quicker than the news that we had left
-        assert inference(api, before)["finish_reason"] == "cancelled"
+
+    def leave() -> list[str]:
+        with pytest.raises(httpx.ReadTimeout), api.http("eve") as http:
+            http.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=1e-4))
+        time.sleep(0.2)
+        return held
+
+    until(leave)  # where we are gone before our body is read, nothing is even held
+    until(lambda: settled == held and not api.services.answers.running)
+    assert set(held) == {api.actor("eve")}
+    assert box.held_wei(api.actor("eve")) == 0
+    for index in range(before, api.size, 2):
+        # A token was quicker than the news that we had left.
+        assert inference(api, index)["finish_reason"] == "cancelled"
 
 
 def test_many_who_leave_hold_nothing(api: Service) -> None:
