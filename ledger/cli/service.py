@@ -75,8 +75,8 @@ def migrate() -> None:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what is wrong and what to do: database, signer, witnesses, chain, Ray, keys, disk,
-    clock."""
+    """Say what is wrong and what to do: database, signer, witnesses, chain, Ray, replicas,
+    keys, disk, clock."""
     from ledger.processes.doctor import examine
 
     findings = examine(load_settings())

@@ -39,7 +39,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Every finding, in the order in which one would mend them."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _home, _keys, _disk, _database, _signer, _witnesses, _chain, _ray, _api,
+        _home, _keys, _disk, _database, _signer, _witnesses, _chain, _ray, _serving, _api,
     )  # fmt: skip
     found: list[Finding] = []
     for check in checks:
@@ -266,6 +266,37 @@ def _ray(settings: Settings) -> Iterator[Finding]:
         detail=info.address if info and answers else known,
         do="" if answers else "`tributary up` starts one, or set RAY_ADDRESS; see logs/workers.log",
     )
+
+
+def _serving(settings: Settings) -> Iterator[Finding]:
+    """Each registered replica: whether its port takes connections, and whose base it serves."""
+    from workers.replicas.protocol import READY
+    from workers.replicas.registry import registered
+
+    found = registered(bootstrap.workers_home(settings))
+    if not found:
+        yield Finding(
+            check="serving",
+            state="warning",
+            detail="no replica is registered: completions answer 503",
+            do="`tributary up` starts them; a model that is loading, or why not: logs/workers.log",
+        )
+        return
+    wanted = bootstrap.base_model(settings)["digest"]
+    for replica in found.values():
+        where = f"{replica.name}, {replica.address}, {replica.state}"
+        if not _answers(replica.address):
+            state, what = "warning", "nobody answers there"
+            do = "Ray starts it again within seconds; if it stays, see logs/workers.log"
+        elif replica.base_model != wanted:
+            state, what = "problem", f"serves base model {replica.base_model}, not {wanted}"
+            do = "the API and the workers need one TRIBUTARY_BASE_MODEL; start the workers again"
+        elif replica.state != READY:
+            state, what = "warning", "takes nothing new"
+            do = "it is being stopped or replaced; if it stays, start the workers again"
+        else:
+            state, what, do = "ok", "answers", ""
+        yield Finding(check="serving", state=state, detail=f"{where}: {what}", do=do)
 
 
 def _answers(address: str) -> bool:

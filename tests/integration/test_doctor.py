@@ -13,6 +13,8 @@ from ledger.processes.doctor import Finding, examine
 from ledger.verify.note import COSIGNATURE, format_vkey, vkey_of
 from tests.fakes import MemoryTileStore
 from tests.unit.lineage_world import key
+from workers.replicas import registry
+from workers.replicas.registry import Registration
 
 
 @pytest.fixture
@@ -56,3 +58,31 @@ def test_each_witness_of_the_policy_is_asked(settings: Settings, tmp_path: Path)
     (found,) = said(asked, "witnesses")
     assert found.state == "problem"
     assert str(policy) in found.detail
+
+
+def test_each_replica_is_looked_at(settings: Settings) -> None:
+    (found,) = said(settings, "serving")
+    assert (found.state, "no replica is registered" in found.detail) == ("warning", True)
+    home = bootstrap.workers_home(settings)
+    ours = bootstrap.base_model(settings)["digest"]
+
+    def look(address: str, base_model: str, state: str) -> Finding:
+        one = Registration(
+            name="openlora-0", address=address, pid=1, instance="i", base_model=base_model,
+            state=state,
+        )  # fmt: skip
+        registry.write(home, one)
+        (finding,) = said(settings, "serving")
+        assert "openlora-0" in finding.detail
+        assert bool(finding.do) == (finding.state != "ok")
+        return finding
+
+    with closing(create_server(("127.0.0.1", 0))) as port:
+        there = f"127.0.0.1:{port.getsockname()[1]}"
+        assert look(there, ours, "ready").state == "ok"
+        assert look(there, ours, "draining").state == "warning"
+        other = look(there, "0" * 64, "ready")
+        assert other.state == "problem"
+        assert "TRIBUTARY_BASE_MODEL" in other.do
+    gone = look(there, ours, "ready")
+    assert (gone.state, "nobody answers" in gone.detail) == ("warning", True)
