@@ -252,6 +252,10 @@ class ServingEngine(Protocol):
 
     async def stats(self) -> Mapping[str, Any]: ...
 
+    async def aclose(self) -> None:
+        """Leave the engines; answers under way raise ComputeError. Last in its event loop."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class L1Section:

@@ -135,6 +135,9 @@ class LocalEngine:
     async def stats(self) -> Mapping[str, Any]:
         return self.serving.stats()
 
+    async def aclose(self) -> None:
+        """Whoever made the engine stops it."""
+
     @property
     def busy(self) -> bool:
         return self.serving.engine.has_work()

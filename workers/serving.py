@@ -44,6 +44,7 @@ class ServingRouter:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._fleet: Fleet | None = None
+        self._closed: asyncio.AbstractEventLoop | None = None
         self._answers: dict[str, tuple[Answering, Session | None, Inbox | None]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -83,7 +84,8 @@ class ServingRouter:
         return {"replicas": list(replicas), "router": router}
 
     async def aclose(self) -> None:
-        """Leave all replicas; answers under way raise ComputeError."""
+        """Leave all replicas, for good in this event loop; answers under way raise ComputeError."""
+        self._closed = asyncio.get_running_loop()
         if self._fleet is not None and self._fleet.usable:
             await self._fleet.close()
         self._fleet = None
@@ -189,6 +191,8 @@ class ServingRouter:
 
     def _fleet_now(self) -> Fleet:
         """The sessions of this event loop; a loop that ended took its own with it."""
+        if self._closed is asyncio.get_running_loop():
+            raise ComputeError("the API is stopping; retry")
         if self._fleet is None or not self._fleet.usable:
             self._fleet = Fleet(self._home)
         return self._fleet

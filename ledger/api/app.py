@@ -6,6 +6,7 @@ are `async` and go past all of this (`ledger.api.direct`, `ledger.api.appending`
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -96,6 +97,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for task in beside:
             task.cancel()
         await asyncio.wait(beside, timeout=STOP_S)
+        await _leave_engines(app.state.services)
+
+
+async def _leave_engines(services: Services) -> None:
+    """Last, when no request is served any more. Nothing depends on it but a clean end."""
+    if services.serving is not None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await services.serving.aclose()
 
 
 def _watch_of(services: Services) -> ServingWatch:

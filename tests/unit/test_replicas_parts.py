@@ -151,6 +151,8 @@ def test_registrations_are_private_whole_and_their_own(tmp_path: Path) -> None:
     (path.parent / "broken.json").write_text("{")
     (path.parent / "other.json").write_text(path.read_text())
     (path.parent / "long.json").write_text(" " * 5_000)
+    mistyped = {**vars(one), "name": "typed", "address": 7}
+    (path.parent / "typed.json").write_text(json.dumps(mistyped))
     assert registry.registered(tmp_path) == {"openlora-0": one}, "a file of another name is none"
     registry.remove(tmp_path, "openlora-0", "of another start")
     assert registry.registered(tmp_path) == {"openlora-0": one}
@@ -177,6 +179,13 @@ def test_the_secret_is_one_however_many_make_it(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name], "no parts are left"
     path.write_text("short")
     with pytest.raises(ComputeError, match="remove it"):
+        registry.secret(tmp_path)
+    path.write_bytes(b"\xff" * 64)
+    with pytest.raises(ComputeError, match="cannot be read"):
+        registry.secret(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ComputeError, match="cannot be read"):
         registry.secret(tmp_path)
 
 

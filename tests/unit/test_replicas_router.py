@@ -31,6 +31,7 @@ from ledger.ports import ChatDelta, ChatRequest
 from tests.unit.openlora_world import SavedAdapter, byte_tokenizer, save_adapter, tiny_llama
 from tests.unit.replica_world import World, chat, run, story, text_of, until
 from workers.replicas import answering, protocol, registry
+from workers.replicas import replica as replicas
 from workers.replicas.protocol import Failed, Hello, Piece
 from workers.replicas.registry import Registration
 from workers.replicas.routing import order
@@ -436,6 +437,60 @@ def test_a_file_of_a_dead_instance_is_not_believed(world: World) -> None:
         assert "of before" in member.session.why
         registry.write(world.home, real)
         assert text_of(await task)
+
+    run(world, work())
+
+
+def test_a_registration_that_was_erased_comes_back_but_not_while_draining(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "REFRESH_S", 0.05)
+    replica = world.start("a")
+    registry.remove(world.home, "a")
+
+    async def work() -> None:
+        await until(lambda: registry.registered(world.home) == {"a": replica.registration})
+        assert text_of(await world.ask(chat()))
+        replica.drain()
+        registry.remove(world.home, "a")
+        await asyncio.sleep(0.2)
+        assert registry.registered(world.home) == {}
+
+    run(world, work())
+
+
+def test_a_replica_that_speaks_otherwise_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of another version in a rolling change: one odd message must not lose it for good."""
+    world.start("a")
+    right, odd = Hello.from_wire, iter([{}, {"name": 1}])
+
+    def told(value: Any) -> Hello:
+        return right(next(odd, value))
+
+    monkeypatch.setattr(Hello, "from_wire", staticmethod(told))
+
+    async def work() -> None:
+        assert text_of(await world.ask(chat()))
+        assert next(odd, None) is None, "both were told, and outlived"
+
+    run(world, work())
+
+
+def test_a_router_that_was_closed_ends_its_answers_and_takes_no_more(world: World) -> None:
+    world.start("a")
+
+    async def work() -> None:
+        closing: list[asyncio.Task[None]] = []
+        with pytest.raises(ComputeError, match="stopping"):
+            await cut_after(
+                world,
+                story(),
+                lambda: closing.append(asyncio.create_task(world.router.aclose())),
+            )
+        with pytest.raises(ComputeError, match="stopping"):
+            await world.router.stats()
 
     run(world, work())
 

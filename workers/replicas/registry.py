@@ -5,7 +5,8 @@
 
 A file is replaced whole. It says where a replica *was*: a process that was killed leaves it, and
 its successor of the same name replaces it. So readers connect and compare `instance`, which is new
-with every start. The service removes what is left when it stops. Knows files and nothing else.
+with every start. The service removes what is left when it stops; a file
+that somebody erased is written again by its replica. Knows files and nothing else.
 """
 
 import contextlib
@@ -60,8 +61,22 @@ def registered(home: Path) -> dict[str, Registration]:
 
 
 def secret(home: Path) -> str:
-    """The secret that every call of this home's data plane carries."""
+    """The secret that every call of this home's data plane carries. Raises ComputeError when it
+    can be neither read nor made."""
     path = Path(home).absolute() / "ray" / "data-plane.secret"
+    try:
+        text = _secret_text(path)
+    except (OSError, ValueError) as error:
+        raise ComputeError(
+            f"{path} cannot be read ({error}): API and replicas run as one user, on a disk that "
+            "takes files"
+        ) from error
+    if len(text) != SECRET_HEX:
+        raise ComputeError(f"{path} holds no secret of {SECRET_HEX} hex digits: remove it")
+    return text
+
+
+def _secret_text(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
         part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -70,10 +85,7 @@ def secret(home: Path) -> str:
         with contextlib.suppress(FileExistsError):
             os.link(part, path)
         part.unlink()
-    text = path.read_text().strip()
-    if len(text) != SECRET_HEX:
-        raise ComputeError(f"{path} holds no secret of {SECRET_HEX} hex digits: remove it")
-    return text
+    return path.read_text().strip()
 
 
 def _folder(home: Path) -> Path:
@@ -96,4 +108,6 @@ def _read(path: Path) -> Registration | None:
         found = Registration(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.name == path.stem else None
+    texts = (found.name, found.address, found.instance, found.base_model, found.state)
+    whole = all(isinstance(text, str) for text in texts) and isinstance(found.pid, int)
+    return found if whole and found.name == path.stem else None

@@ -136,13 +136,22 @@ class Replica:
             refresh.cancel()
             await self._server.stop()
 
+    def _show(self) -> None:
+        """Register again where the file was erased. Not while it drains: then the service did."""
+        if self._backend.draining or self._name in registry.registered(self._home):
+            return
+        log.warning("registered again: its file was gone", replica=self._name)
+        registry.write(self._home, self.registration)
+
     async def _refresh(self) -> None:
         """Follow the ledger's adapters. It may be down for a while: what is loaded is served."""
         clock = asyncio.get_running_loop().time
-        while self._adapters is not None:
+        while True:
             begun = clock()
             try:
-                await self._adapters.refresh()
+                self._show()
+                if self._adapters is not None:
+                    await self._adapters.refresh()
             except LedgerError as error:
                 log.warning("adapters not refreshed", error=error.slug, why=error.message)
             except Exception:

@@ -90,6 +90,8 @@ class Session:
             self.why = "it says nothing"
         except ComputeError as error:
             self.why = error.message
+        except Exception as error:  # what it says is no message of this version: tried again later
+            self.why = f"it speaks otherwise ({type(error).__name__}: {error!s:.200})"
         finally:
             self._end()
 
