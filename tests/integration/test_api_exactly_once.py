@@ -298,8 +298,7 @@ def test_a_repeat_while_the_first_is_under_way_is_the_same_answer(api: Service) 
         thread.start()
     for thread in threads:
         thread.join(LIMIT_S)
-    answers = [a for a in answers if a.status_code != 409]  # a busy machine: under way for 5 s
-    assert {a.status_code for a in answers} == {200}
+    assert [a.status_code for a in answers] == [200] * 4
     [id] = {a.headers["x-receipt-id"] for a in answers}
     assert of_inference(api, id) == ["inference.recorded", "fee.charged"]
 
