@@ -96,10 +96,9 @@ class EmbeddedPostgres:
     def start(self) -> "EmbeddedPostgres":
         """Start the server, or adopt the one that another process of ours runs. Idempotent."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        if self._guard is not None and self._guard.poll() is None:
-            self._wait_ready(deadline)
+        if self._still_serves(deadline):
             return self
-        self._release()  # the guard of our server was killed, or gave up: start over
+        self._release()  # our server ended, or its guard did: start over
         make_folder(self._base, self._user, 0o700)
         while not self._try_own():
             if self._answers():
@@ -254,15 +253,26 @@ class EmbeddedPostgres:
             start_new_session=True,
         )
 
-    def _wait_ready(self, deadline: float) -> None:
-        assert self._guard is not None
-        while not self._answers():
-            if self._guard.poll() is not None or time.monotonic() > deadline:
-                raise StorageError(
-                    f"the embedded PostgreSQL did not start: {self._log_tail()}; "
-                    f"see {self.log_path}, or set DATABASE_URL"
-                )
+    def _still_serves(self, deadline: float) -> bool:
+        """Whether the server that we started answers. False where its guard is gone: killed, or
+        it gave up, maybe while we look."""
+        while self._guard is not None and self._guard.poll() is None:
+            if self._answers():
+                return True
+            if time.monotonic() > deadline:
+                raise self._did_not_start()
             time.sleep(POLL_S)
+        return False
+
+    def _wait_ready(self, deadline: float) -> None:
+        if not self._still_serves(deadline):
+            raise self._did_not_start()
+
+    def _did_not_start(self) -> StorageError:
+        return StorageError(
+            f"the embedded PostgreSQL did not start: {self._log_tail()}; "
+            f"see {self.log_path}, or set DATABASE_URL"
+        )
 
     def _answers(self) -> bool:
         """Whether the server takes connections; makes our database the first time."""

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,25 @@ def test_sigkill_of_the_owner_ends_the_server(home: Path) -> None:
         assert server.pid != pid
         assert _answer(server) == ("tributary",)
     assert not _alive(pid)
+
+
+def test_a_guard_that_ends_while_a_start_waits_for_it_is_replaced(home: Path) -> None:
+    """As one that gave up a server which kept dying: it still lived when `start` looked."""
+    with _embedded(home) as server:
+        pid, guard = server.pid, server._guard
+        assert pid is not None
+        assert guard is not None
+        os.kill(guard.pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGINT)
+        _until(lambda: server.pid is None)
+        late = threading.Timer(0.3, os.kill, (guard.pid, signal.SIGKILL))
+        late.start()
+        try:
+            server.start()
+        finally:
+            late.join(10)
+        assert server.pid not in (None, pid)
+        assert _answer(server) == ("tributary",)
 
 
 def test_a_killed_guard_takes_the_server_along(home: Path) -> None:
