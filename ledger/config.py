@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     base_model: str | None = None
     serving_replicas: int = Field(1, ge=1, le=64)
     serving_host: str | None = None
+    serving_keep: str | None = None
 
     witness_policy: Path | None = None
     witness_required: bool = False

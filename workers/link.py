@@ -24,13 +24,15 @@ _UUID = re.compile(r"[0-9a-f-]{36}")
 class WorkerSpec:
     """What any worker process needs to know; it travels to actors, so it holds paths, no secrets.
 
-    `base_model` is a model folder; None means the bundled one.
+    `base_model` is a model folder; None means the bundled one. `keep` are models or ids of
+    adapters that no engine evicts where they are at home.
     """
 
     api: str
     key_file: Path
     home: Path
     base_model: Path | None = None
+    keep: frozenset[str] = frozenset()
 
     def client(self) -> "WorkerClient":
         return WorkerClient(self.api, self.key_file)

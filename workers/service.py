@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,11 @@ def run(
     threads: int = 1,
     replicas: int = 1,
     serving_host: str | None = None,
+    keep: Iterable[str] = (),
 ) -> None:
     """Serve until `stop`. `ray_address` None means RAY_ADDRESS of the environment, or a local Ray.
     `replicas` of OpenLoRA listen on `serving_host`: by default loopback in a local Ray, and each
-    node's own address in another.
+    node's own address in another. `keep` names models or adapters that they never evict.
 
     Raises ConfigError for a key or base model that is not there, ComputeError when Ray does not
     start. Where Ray hangs, the process ends here: nothing else would end it.
@@ -67,6 +68,7 @@ def run(
         key_file=Path(key_file).absolute(),
         home=Path(home).absolute(),
         base_model=Path(base_model).absolute() if base_model else None,
+        keep=frozenset(keep),
     )
     spec.base_path()  # fail at once, and not in an actor's log
     client = spec.client()
@@ -247,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ray-cpus", type=int, help="CPUs of a local Ray; default: all")
     parser.add_argument("--replicas", type=int, default=1, help="engines, one per device")
     parser.add_argument("--serving-host", help="address that replicas listen on")
+    parser.add_argument("--keep", action="append", default=[], help="model or adapter to keep")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per serving actor")
     given = parser.parse_args(arguments)
     structlog.configure(

@@ -140,6 +140,7 @@ def run_workers(settings: Settings, stop: threading.Event) -> None:
         ray_cpus=settings.ray_cpus,
         replicas=settings.serving_replicas,
         serving_host=settings.serving_host,
+        keep=(settings.serving_keep or "").replace(",", " ").split(),
         stop=stop,
     )
 

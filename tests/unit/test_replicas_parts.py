@@ -238,12 +238,18 @@ class Ledger:
             }  # fmt: skip
 
     def pages(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
-        return iter([r for r in self.rows.values() if r["status"] == "published"])
+        """Newest first, as the API lists them."""
+        return iter([r for r in self.rows.values() if r["status"] == "published"][::-1])
 
     def get(self, path: str) -> dict[str, Any]:
         _, _, what, name = path.split("/")
         if what == "runs":
             return next(r for r in self.rows.values() if r["run"] == name)
+        if what == "models":
+            named = [r for r in self.pages("") if name in (r["model"], r["adapter"])]
+            if not named:
+                raise NotFound(f"no model {name}")
+            return named[0]
         if name not in self.rows:
             raise NotFound(f"no adapter {name}")
         return self.rows[name]
@@ -266,6 +272,50 @@ def base() -> LlamaForCausalLM:
 def saved(base: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> list[SavedAdapter]:
     folder = tmp_path_factory.mktemp("saved")
     return [save_adapter(base, folder, f"a{n}", rank=2, seed=n) for n in range(4)]
+
+
+def test_the_newest_are_read_ahead(
+    base: LlamaForCausalLM,
+    saved: list[SavedAdapter],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.replicas.adapters.MAX_PREFETCH", 2)
+    ledger: Any = Ledger(saved, "b" * 64)
+    serving = AsyncEngine(engine_for(base))
+    adapters = LedgerAdapters(ledger, ArtefactCache(ledger, tmp_path), serving, "b" * 64)
+    assert asyncio.run(adapters.refresh()) == 2
+    assert serving.engine.store.ids() == [uuid(2), uuid(3)]
+
+
+def test_what_the_operator_names_is_kept(
+    base: LlamaForCausalLM, saved: list[SavedAdapter], tmp_path: Path
+) -> None:
+    ledger: Any = Ledger(saved, "b" * 64)
+    serving = AsyncEngine(engine_for(base, slots=4))
+    adapters = LedgerAdapters(
+        ledger, ArtefactCache(ledger, tmp_path), serving, "b" * 64,
+        at_home=lambda adapter: adapter != uuid(3), keep={uuid(0), uuid(3), "m"},
+    )  # fmt: skip
+
+    def kept() -> set[str]:
+        return {e.adapter_id for e in serving.engine.store._kept}
+
+    async def work() -> None:
+        ledger.rows[uuid(1)]["model"] = ledger.rows[uuid(2)]["model"] = "m"
+        await adapters.refresh()
+        assert kept() == {uuid(0), uuid(2)}, "an id, a model's newest, and what lives elsewhere not"
+        await adapters.renew(uuid(0))
+        await adapters.refresh()
+        assert kept() == {uuid(0), uuid(2)}, "a fresh copy is kept as the old one was"
+        ledger.rows[uuid(2)]["status"] = "retired"
+        await adapters.refresh()
+        assert kept() == {uuid(0), uuid(1)}, "what the name stands for now"
+        ledger.rows[uuid(1)]["status"] = "retired"
+        await adapters.refresh()
+        assert kept() == {uuid(0)}
+
+    asyncio.run(work())
 
 
 def test_adapters_follow_the_ledger(

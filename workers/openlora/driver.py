@@ -130,6 +130,10 @@ class AsyncEngine:
             self._engine.load_adapter, adapter_id, path, sha256, config_sha256=config_sha256
         )
 
+    async def keep_adapter(self, adapter_id: str, *, kept: bool = True) -> None:
+        """Never evict it, or give that up; see `Engine.keep_adapter`."""
+        await asyncio.to_thread(self._engine.keep_adapter, adapter_id, kept=kept)
+
     async def replace_adapter(
         self, adapter_id: str, path: Path | str, sha256: str, *, config_sha256: str | None = None
     ) -> None:

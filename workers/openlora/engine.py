@@ -207,6 +207,11 @@ class Engine:
         replace_with = partial(self.store.replace, adapter_id, files)
         with_memory(replace_with, self._shed, f"adapter {adapter_id!r}")
 
+    def keep_adapter(self, adapter_id: str, *, kept: bool = True) -> None:
+        """Never evict it, or give that up. Raises what `AdapterStore.keep` raises."""
+        keep = partial(self.store.keep, adapter_id, kept=kept)
+        with_memory(keep, self._shed, f"adapter {adapter_id!r}")
+
     def retire(self, adapter_id: str) -> None:
         """No new request for it; accepted ones finish. Raises UnknownAdapter."""
         self.store.retire(adapter_id)

@@ -181,7 +181,7 @@ def open_replica(spec: WorkerSpec, *, name: str, host: str, threads: int) -> Rep
         return order(adapter, {*registry.registered(spec.home), name})[0] == name
 
     cache = ArtefactCache(client, spec.home / "cache")
-    adapters = LedgerAdapters(client, cache, serving, digest, at_home=at_home)
+    adapters = LedgerAdapters(client, cache, serving, digest, at_home=at_home, keep=spec.keep)
     backend = EngineBackend(serving, adapters, digest)
     return Replica(backend, adapters, home=spec.home, name=name, host=host)
 
