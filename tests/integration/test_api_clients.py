@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
@@ -12,9 +13,13 @@ import openai
 import pytest
 from openai import OpenAI
 
+from ledger.api.raw import MAX_CHAT_BYTES
+from ledger.domain.canonical import canonical_json
 from ledger.errors import Backpressure, ComputeError
 from ledger.ports import ChatDelta, ChatRequest
-from tests.api_world import MODEL, LocalEngine, Service, service
+from ledger.verify.note import parse_vkey
+from ledger.verify.receipt import verify_receipt
+from tests.api_world import LOG, MODEL, LocalEngine, Service, service
 
 PROMPT = "The list of"
 HELLO: Any = [{"role": "user", "content": "hello there"}]
@@ -166,11 +171,69 @@ def test_the_receipt_has_the_answer_s_id(api: Service, client: OpenAI, stream: b
     event = api.client("eve").get(f"/v1/events/{receipt['index']}")
     assert event["body"]["inference"] == receipt["inference"] == id
     assert api.services.entries.index_of(id) == receipt["index"], "the event has the same id"
-    again = api.client("eve").get(f"/v1/receipts/{id}")
-    for part in ("log", "first_index", "leaf_hashes"):
-        if part in again:
-            assert again[part] == receipt["receipt"][part]
-    assert set(again) == set(receipt["receipt"])
+    key = parse_vkey(api.services.vkey)
+    for found in (receipt["receipt"], api.client("eve").get(f"/v1/receipts/{id}")):
+        promise = verify_receipt(canonical_json(found), key).promise
+        assert promise.first_index <= receipt["index"]
+        assert promise.log == LOG
+
+
+def test_a_prompt_that_is_too_long_says_so_as_openai_does(api: Service, client: OpenAI) -> None:
+    before = api.size
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=MODEL, prompt="word " * 2_000)
+    assert caught.value.code == "context_length_exceeded"
+    assert api.size == before
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 400),
+        (b"[" * 100_000, 400),
+        (b"\xff", 400),
+        (b"null", 400),
+        (b" " * (MAX_CHAT_BYTES + 1), 413),
+    ],
+)
+def test_what_is_no_request_is_refused_in_openai_s_shape(
+    api: Service, path: str, content: bytes, status: int
+) -> None:
+    with api.http("eve") as http:
+        answer = http.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+
+
+def test_the_client_retries_what_may_pass_and_not_what_costs_money(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where the requests arrive; the pauses are those of Retry-After."""
+    real, refusals, calls = api.engine.stream, [1, 1], []
+
+    def stream(request: ChatRequest) -> AsyncGenerator[ChatDelta]:
+        calls.append(request)
+        return refused() if refusals and refusals.pop() else real(request)
+
+    async def refused() -> AsyncGenerator[ChatDelta]:
+        raise Backpressure("512 wait", retry_after_s=1, code="queue_full")
+        yield ChatDelta()
+
+    monkeypatch.setattr(api.engine, "stream", stream)
+    eve = OpenAI(base_url=f"{api.url}/v1", api_key=api.token("eve"), max_retries=2, timeout=30)
+    before, began = api.size, time.monotonic()
+    eve.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=2)
+    assert len(calls) == 3
+    assert time.monotonic() - began >= 2.0
+    assert api.size == before + 2, "one answer, one fee"
+    poor = OpenAI(base_url=f"{api.url}/v1", api_key=api.token("ann"), max_retries=2, timeout=30)
+    with pytest.raises(openai.APIStatusError) as caught:
+        poor.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=2)
+    assert caught.value.status_code == 402
+    assert len(calls) == 3
 
 
 def test_who_was_paid_comes_with_the_answer_where_it_is_known(api: Service, client: OpenAI) -> None:
