@@ -268,6 +268,24 @@ def test_a_refused_request_holds_no_adapter(
     assert (tiers["in_slots"], tiers["in_host"]) == (0, 0), "retired and nobody holds it"
 
 
+def test_a_submission_that_breaks_holds_no_adapter(
+    base: LlamaForCausalLM, adapters: list[SavedAdapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it breaks by a mistake of ours, in text that is read again."""
+    engine = engine_for(base)
+    load(engine, adapters[0])
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "_replay", broken)
+    with pytest.raises(ZeroDivisionError):
+        engine.submit(request("r", adapters[0].name, (1, 2)))
+    assert not engine.has_work()
+    engine.retire(adapters[0].name)
+    assert engine.store.snapshot()["in_host"] == 0, "retired and nobody holds it"
+
+
 def test_adapters_take_turns(base: LlamaForCausalLM, adapters: list[SavedAdapter]) -> None:
     engine = engine_for(base, max_rows=1)
     load(engine, *adapters)

@@ -232,9 +232,10 @@ class Engine:
             vocab=self.vocab_size,
             text=self.tokenizer is not None,
         )
-        row = self._row_of(request)
-        over = self._replay(row)
+        stream = TextStream(self.tokenizer, request.stop) if self.tokenizer else None
+        row = self._row_of(request, stream)
         try:
+            over = self._replay(row)
             with self._lock:
                 if request.request_id in self._live:
                     raise Conflict(f"request {request.request_id!r} is being answered already")
@@ -243,7 +244,7 @@ class Engine:
                 else:
                     self._over.append((row, over))
                 self._live[request.request_id] = row
-        except LedgerError:
+        except BaseException:  # whatever it is, the adapter must not stay held
             self.counters.refused += 1
             if row.entry is not None:
                 self.store.release(row.entry)
@@ -463,7 +464,7 @@ class Engine:
 
     # --- requests ---
 
-    def _row_of(self, request: GenerationRequest) -> Row:
+    def _row_of(self, request: GenerationRequest, stream: TextStream | None) -> Row:
         """Holds the adapter from here on. Raises UnknownAdapter."""
         entry = None if request.adapter_id is None else self.store.acquire(request.adapter_id)
         now = self._clock()
@@ -473,7 +474,7 @@ class Engine:
         return Row(
             request=request,
             entry=entry,
-            stream=TextStream(self.tokenizer, request.stop) if self.tokenizer else None,
+            stream=stream,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             limit=limit,
             submitted=now,
