@@ -144,7 +144,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
     right.set_xticks(DISTINCT, [str(n) for n in DISTINCT])
     right.minorticks_off()
     for axes in (left, right):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=120)
