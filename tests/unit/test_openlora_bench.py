@@ -138,3 +138,16 @@ def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         bench.parse(["--sections=decode,prefill"])
     assert "no such section: prefill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("cuda", "sees no CUDA device"), ("gpu", "is no device")]
+)
+def test_a_device_that_is_not_there_is_said_at_once(
+    device: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        bench.main([f"--device={device}"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -624,6 +624,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated")
     options = p.parse_args(arguments)
     on_gpu = options.device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        p.error(f"{options.device}: torch sees no CUDA device here; --device cpu rehearses the run")
+    try:
+        torch.device(options.device)
+    except RuntimeError:
+        p.error(f"{options.device!r} is no device; try cuda, cuda:1 or cpu")
     options.dtype = options.dtype or ("bf16" if on_gpu else "fp32")
     options.shape = options.shape or ("8b" if on_gpu else "tiny")
     options.sections = options.sections.split(",")
