@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import httpx
@@ -193,6 +194,10 @@ class Client:
             if time.monotonic() > deadline:
                 raise errors.Unavailable(f"{path} did not get there within {timeout_s:.0f} s")
             time.sleep(POLL_S)
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What a model's name, or an adapter's id, stands for now. Raises NotFound, Forbidden."""
+        return dict(self.get(f"/v1/models/{quote(name)}"))
 
     def chat(
         self, model: str, messages: Sequence[Mapping[str, str]], **options: Any

@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from ledger.api.raw import MAX_CHAT_BYTES
 from ledger.domain.canonical import canonical_json
-from ledger.errors import Backpressure, ComputeError
+from ledger.errors import Backpressure, ComputeError, NotFound
 from ledger.ports import ChatDelta, ChatRequest
 from ledger.verify.note import parse_vkey
 from ledger.verify.receipt import verify_receipt
@@ -154,6 +154,10 @@ def test_a_model_says_what_it_rests_on(api: Service, client: OpenAI) -> None:
     assert (found.id, found.root, found.parent) == (MODEL, api.made["adapter"], base["id"])
     assert found.permission[0]["allow_sampling"] is True
     assert [m.id for m in client.models.list()] == [MODEL]
+    ours = api.client("eve")  # how a replica learns what it is to keep
+    assert ours.model(MODEL)["adapter"] == ours.model(api.made["adapter"])["adapter"] == found.root
+    with pytest.raises(NotFound):
+        ours.model("a ?b#c/%2e")
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("no/such")
     assert caught.value.code == "model_not_found"

@@ -245,14 +245,15 @@ class Ledger:
         _, _, what, name = path.split("/")
         if what == "runs":
             return next(r for r in self.rows.values() if r["run"] == name)
-        if what == "models":
-            named = [r for r in self.pages("") if name in (r["model"], r["adapter"])]
-            if not named:
-                raise NotFound(f"no model {name}")
-            return named[0]
         if name not in self.rows:
             raise NotFound(f"no adapter {name}")
         return self.rows[name]
+
+    def model(self, name: str) -> dict[str, Any]:
+        named = [r for r in self.pages("") if name in (r["model"], r["adapter"])]
+        if not named:
+            raise NotFound(f"no model {name}")
+        return named[0]
 
     def get_blob(self, sha256: str) -> bytes:
         self.fetched.append(sha256)

@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import structlog
 
@@ -130,7 +129,7 @@ class LedgerAdapters:
 
     def _adapter_of(self, name: str) -> str | None:
         with contextlib.suppress(NotFound, Forbidden):
-            return str(self._client.get(f"/v1/models/{quote(name)}")["adapter"])
+            return str(self._client.model(name)["adapter"])
         return None
 
     async def _load_or_heal(self, adapter: str) -> None:
